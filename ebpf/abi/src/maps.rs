@@ -1,0 +1,60 @@
+//! Names and capacities of the maps, and which are pinned.
+//!
+//! Capacities are the defaults in the ELF; the agent may override them at load
+//! (`EbpfLoader::map_max_entries`) before the maps are first created.
+
+/// Flow table entries, per family. A flow through a service takes two. About 220,000 TCP
+/// connections, of which some go through services, fit.
+pub const FLOWS: usize = 262_144;
+/// Local endpoints, per family.
+pub const ENDPOINTS: usize = 4_096;
+/// Address prefixes, per family.
+pub const IPCACHE: usize = 262_144;
+/// Policy entries, all sets together.
+pub const POLICY: usize = 262_144;
+/// Service frontends, per family.
+pub const FRONTENDS: usize = 65_536;
+/// Service slots, both families together.
+pub const SLOTS: usize = 524_288;
+/// Service backends, per family.
+pub const BACKENDS: usize = 524_288;
+/// Bytes of the event ring; a power of two and a multiple of the page size.
+pub const EVENTS_BYTES: usize = 256 * 1024;
+
+/// The maps that are pinned, by the name they have in the ELF and under the pin directory.
+///
+/// The event ring is not: its reader is the agent that created it, and while no agent runs the
+/// `drops` counters go on.
+pub const PINNED: &[&str] = &[
+    "config",
+    "flows4",
+    "flows6",
+    "endpoints4",
+    "endpoints6",
+    "ipcache4",
+    "ipcache6",
+    "policy",
+    "frontends4",
+    "frontends6",
+    "slots",
+    "backends4",
+    "backends6",
+    "drops",
+];
+
+/// Name of the event ring.
+pub const EVENTS: &str = "events";
+
+/// The names of the programs in the ELF.
+pub mod programs {
+    /// Everything a pod sends: tcx ingress of the host side of its veth.
+    pub const FROM_CONTAINER: &str = "from_container";
+    /// What the host stack sends to a pod: tcx egress of the host side of its veth.
+    pub const TO_CONTAINER: &str = "to_container";
+    /// What arrives by the overlay: tcx ingress of the VXLAN device.
+    pub const FROM_OVERLAY: &str = "from_overlay";
+    /// What leaves by the overlay: tcx egress of the VXLAN device.
+    pub const TO_OVERLAY: &str = "to_overlay";
+    /// All of them.
+    pub const ALL: &[&str] = &[FROM_CONTAINER, TO_CONTAINER, FROM_OVERLAY, TO_OVERLAY];
+}
