@@ -10,7 +10,10 @@ fn main() {
     let path = match std::env::var_os("WEFT_DATAPATH_ELF") {
         Some(path) => PathBuf::from(path),
         // Always below the workspace's own `target`, wherever CARGO_TARGET_DIR points.
-        None => PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/weft-datapath")),
+        None => PathBuf::from(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../target/bpf/weft-datapath"
+        )),
     };
     println!("cargo::rerun-if-changed={}", path.display());
     match path.canonicalize() {
