@@ -1,2 +1,62 @@
-//! Developer tasks.
-fn main() {}
+//! `cargo xtask <task>`: reads the command line and calls the task's module.
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use xtask::{checks, ebpf, run, setup, workspace::Workspace};
+
+/// Weft's developer tasks. Each does all the setup it needs.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Bring what the build needs (rust-src, bpf-linker) and check what the kernel offers.
+    Setup,
+    /// Build the datapath's ELF; print its programs, their sizes and the verifier's cost.
+    BuildEbpf,
+    /// Check formatting, and run clippy on the host and BPF crates with warnings denied.
+    Lint,
+    /// Check formatting and run every test (as root; arguments go to `cargo test`).
+    Test(PassedOn),
+    /// Run the demonstration cluster (as root): `--keep` leaves it, `--clean` removes it.
+    Demo(PassedOn),
+    /// Run a benchmark (as root), for example `bench datapath`.
+    Bench(PassedOn),
+}
+
+/// Arguments that the started program understands, and xtask does not.
+#[derive(Args)]
+struct PassedOn {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    match perform(Cli::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: Task) -> anyhow::Result<()> {
+    let workspace = Workspace::find()?;
+    match task {
+        Task::Setup => {
+            setup::toolchain(&workspace)?;
+            setup::kernel(true)
+        }
+        Task::BuildEbpf => ebpf::build_and_report(&workspace),
+        Task::Lint => checks::lint(&workspace),
+        Task::Test(passed_on) => checks::test(&workspace, &passed_on.args),
+        Task::Demo(passed_on) => run::demo(&workspace, &passed_on.args),
+        Task::Bench(passed_on) => run::bench(&workspace, &passed_on.args),
+    }
+}

@@ -1,0 +1,158 @@
+//! Builds the datapath for the BPF target and says what came out.
+//!
+//! The stable compiler does it, with `RUSTC_BOOTSTRAP` for `build-std`: the target has no
+//! precompiled `core`. The result is copied to a place of its own, which changes only when its
+//! contents do, so that the agent is not rebuilt for nothing.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    elf,
+    load::{self, Loaded},
+    process,
+    setup::{self, Toolchain},
+    table::{self, cell},
+    workspace::{DATAPATH, Workspace},
+};
+
+const TARGET: &str = "bpfel-unknown-none";
+
+/// The instruction set: 32-bit comparisons, known to every kernel from 5.1 on. Atomics that return
+/// a value are in it too; those need 5.12, so the datapath must not use them.
+const CPU: &str = "v3";
+
+/// Builds the ELF and prints it with its programs and what they cost the verifier.
+pub fn build_and_report(workspace: &Workspace) -> Result<()> {
+    let elf = build(workspace, &setup::toolchain(workspace)?)?;
+    let costs = if setup::is_root() {
+        load::report(&fs::read(&elf)?)?
+    } else {
+        println!("verifier: not asked, because loading programs needs root");
+        Vec::new()
+    };
+    print!("{}", describe(&elf, &costs)?);
+    Ok(())
+}
+
+/// Builds the ELF and returns where it is.
+pub fn build(workspace: &Workspace, toolchain: &Toolchain) -> Result<PathBuf> {
+    process::step("building the datapath for the BPF target");
+    process::run(cargo(workspace, toolchain, "build").args(["--release", "--bin", DATAPATH]))?;
+    let built = workspace
+        .bpf_target()
+        .join(TARGET)
+        .join("release")
+        .join(DATAPATH);
+    let elf = workspace.datapath_elf();
+    publish(&built, &elf)?;
+    Ok(elf)
+}
+
+/// `cargo <subcommand>` for the datapath's crate and the BPF target.
+pub fn cargo(workspace: &Workspace, toolchain: &Toolchain, subcommand: &str) -> Command {
+    let flags = [
+        format!("-Clinker={}", toolchain.bpf_linker.display()),
+        format!("-Ctarget-cpu={CPU}"),
+        "-Cdebuginfo=2".to_owned(),
+        "-Clink-arg=--btf".to_owned(),
+    ];
+    let mut command = workspace.cargo(subcommand);
+    command
+        .args([
+            "--quiet",
+            "--package",
+            DATAPATH,
+            "--target",
+            TARGET,
+            "-Zbuild-std=core",
+        ])
+        .arg("--target-dir")
+        .arg(workspace.bpf_target())
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        .env_remove("RUSTFLAGS");
+    command
+}
+
+/// Copies by renaming, so that a reader sees the old ELF or the new one; leaves an equal one alone.
+fn publish(built: &Path, elf: &Path) -> Result<()> {
+    let bytes = fs::read(built).with_context(|| format!("cannot read {}", built.display()))?;
+    if fs::read(elf).is_ok_and(|known| known == bytes) {
+        return Ok(());
+    }
+    let directory = elf.parent().context("the ELF's path has no parent")?;
+    fs::create_dir_all(directory)
+        .with_context(|| format!("cannot create {}", directory.display()))?;
+    let staging = directory.join(format!("{DATAPATH}.{}", std::process::id()));
+    fs::write(&staging, bytes).with_context(|| format!("cannot write {}", staging.display()))?;
+    fs::rename(&staging, elf).with_context(|| format!("cannot replace {}", elf.display()))
+}
+
+fn describe(elf: &Path, costs: &[Loaded]) -> Result<String> {
+    let (programs, shared) = elf::programs(elf)?;
+    let bytes = fs::metadata(elf)?.len();
+    let rows: Vec<Vec<String>> = programs
+        .iter()
+        .map(|program| {
+            let cost = costs.iter().find(|cost| cost.name == program.name);
+            let stack = cost.and_then(|cost| cost.stack.as_ref());
+            vec![
+                program.name.clone(),
+                program.section.clone(),
+                program.instructions.to_string(),
+                cell(cost.and_then(|cost| cost.translated)),
+                cell(cost.map(|cost| cost.jited)),
+                cell(cost.and_then(|cost| cost.verified)),
+                cell(stack.and_then(|depths| depths.first().copied())),
+            ]
+        })
+        .collect();
+    let header = [
+        "program",
+        "section",
+        "insns",
+        "translated",
+        "jited bytes",
+        "verifier insns",
+        "stack",
+    ];
+    Ok(format!(
+        "{}: {} KiB, {} programs, {shared} instructions in shared functions\n{}",
+        elf.display(),
+        bytes.div_ceil(1024),
+        programs.len(),
+        table::render(&header, &rows)
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_equal_elf_is_left_alone() {
+        let directory = std::env::temp_dir().join(format!("weft-publish-{}", std::process::id()));
+        fs::create_dir_all(&directory).expect("a temporary directory");
+        let (built, elf) = (directory.join("built"), directory.join("out/elf"));
+        fs::write(&built, "one").expect("write");
+        publish(&built, &elf).expect("publish");
+        let first = fs::metadata(&elf)
+            .and_then(|metadata| metadata.modified())
+            .expect("time");
+        publish(&built, &elf).expect("publish again");
+        let second = fs::metadata(&elf)
+            .and_then(|metadata| metadata.modified())
+            .expect("time");
+        assert_eq!(first, second);
+        fs::write(&built, "two").expect("write");
+        publish(&built, &elf).expect("publish a change");
+        assert_eq!(fs::read_to_string(&elf).expect("read"), "two");
+        fs::remove_dir_all(&directory).expect("clean up");
+    }
+}
