@@ -4,8 +4,21 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// An IPv4 address.
 #[repr(C, align(4))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
 pub struct Addr4 {
     /// Network order: `[10, 244, 1, 2]` is 10.244.1.2.
     pub octets: [u8; 4],
@@ -13,8 +26,21 @@ pub struct Addr4 {
 
 /// An IPv6 address; also an underlay address of either family (IPv4 as `::ffff:a.b.c.d`).
 #[repr(C, align(4))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
 pub struct Addr6 {
     /// Network order.
     pub octets: [u8; 16],
@@ -46,7 +72,9 @@ impl Addr6 {
     #[must_use]
     pub const fn mapped(v4: Addr4) -> Self {
         let [a, b, c, d] = v4.octets;
-        Self { octets: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] }
+        Self {
+            octets: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d],
+        }
     }
 
     /// The IPv4 address of the mapped form, if it is one.
@@ -63,7 +91,9 @@ impl Addr6 {
 
 impl From<core::net::Ipv4Addr> for Addr4 {
     fn from(address: core::net::Ipv4Addr) -> Self {
-        Self { octets: address.octets() }
+        Self {
+            octets: address.octets(),
+        }
     }
 }
 
@@ -75,7 +105,9 @@ impl From<Addr4> for core::net::Ipv4Addr {
 
 impl From<core::net::Ipv6Addr> for Addr6 {
     fn from(address: core::net::Ipv6Addr) -> Self {
-        Self { octets: address.octets() }
+        Self {
+            octets: address.octets(),
+        }
     }
 }
 

@@ -6,8 +6,9 @@ use crate::addr::Addr6;
 
 /// The one value of the `config` map.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct Config {
     /// The number of the current decisions. The agent writes a new one after any change that can
     /// alter a decision; a flow of another epoch is decided again by its next packet. 0 is never

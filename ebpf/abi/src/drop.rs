@@ -74,14 +74,18 @@ impl DropReason {
     /// The reason of this number.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
-        Self::ALL.iter().copied().find(|reason| *reason as u8 == number)
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|reason| *reason as u8 == number)
     }
 }
 
 /// Value of the `drops` map, per CPU; the key is the number of a [`DropReason`].
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct DropCount {
     /// Dropped packets (a GSO packet counts once).
     pub packets: u64,

@@ -9,8 +9,20 @@ pub const ENFORCE_EGRESS: u8 = 2;
 
 /// Value of `endpoints4` and `endpoints6`; the key is the pod's address.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
 pub struct Endpoint {
     /// Interface index of the host side of the pod's veth.
     pub ifindex: u32,

@@ -6,8 +6,9 @@ use crate::addr::Addr6;
 
 /// One dropped packet, as it was when it was dropped (after service translation).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct DropEvent {
     /// Kernel monotonic time, nanoseconds.
     pub time: u64,

@@ -38,14 +38,28 @@ pub const FLOW_FRONT: u8 = 1;
 /// [`Flow::flags`]: the entry under the backend's tuple of a flow through a service; replies are
 /// rewritten to [`Flow::xlat`].
 pub const FLOW_BACK: u8 = 2;
+/// [`Flow::flags`]: opened by a process of this node, whose traffic no ingress policy can stop.
+pub const FLOW_OWN_NODE: u8 = 4;
 
 /// Key of `flows4` and `flows6`; `A` is the family's address.
 ///
 /// `low` is the end with the smaller address, ports break ties. ICMP echo has the identifier as the
 /// port of the end that asks and 0 as the other's, so that two pings that cross stay apart.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-#[derive(FromBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    FromBytes,
+    Immutable,
+    KnownLayout,
+)]
 pub struct FlowKey<A> {
     /// Address of the end that sorts first.
     pub low: A,
@@ -63,8 +77,20 @@ pub struct FlowKey<A> {
 
 /// Addresses and ports in the order of a packet.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-#[derive(FromBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    FromBytes,
+    Immutable,
+    KnownLayout,
+)]
 pub struct Tuple<A> {
     /// Source address.
     pub source: A,
@@ -78,8 +104,9 @@ pub struct Tuple<A> {
 
 /// One end of a flow: how to get there from this node, and what it has sent.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct Side {
     /// Bytes this end has sent, Ethernet header included.
     pub bytes: u64,
@@ -99,8 +126,7 @@ pub struct Side {
 
 /// Value of `flows4` and `flows6`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[derive(FromBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, Immutable, KnownLayout)]
 pub struct Flow<A> {
     /// Both ends, [`LOW`] and [`HIGH`] as in the key.
     pub sides: [Side; 2],

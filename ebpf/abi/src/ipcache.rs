@@ -20,8 +20,20 @@ pub const IDENTITY_NONE: u32 = 0;
 
 /// Value of `ipcache4` and `ipcache6`; the key is an address prefix, the longest match counts.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
 pub struct IpcacheEntry {
     /// The set of local policies' peer selectors that match the address, as a number;
     /// [`IDENTITY_NONE`] if none does.

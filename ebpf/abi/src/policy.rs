@@ -27,8 +27,20 @@ pub const POLICY_PREFIX_PORT: u32 = POLICY_PREFIX_PROTOCOL + 16;
 
 /// Data of a `policy` key, after the prefix length; the longest prefix counts.
 #[repr(C, packed)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
 pub struct PolicyKey {
     /// The policy set.
     pub policy_set: u32,
@@ -45,8 +57,20 @@ pub struct PolicyKey {
 
 /// Value of `policy`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
 pub struct PolicyVerdict {
     /// The rule that decided: resolves (in the agent) to a policy, a direction and a rule index, or
     /// to the list of policies that isolate the pod.

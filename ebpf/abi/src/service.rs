@@ -16,8 +16,20 @@ pub const FRONTEND_AFFINITY: u8 = 2;
 
 /// Key of `frontends4` and `frontends6`; `A` is the family's address.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-#[derive(FromBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    FromBytes,
+    Immutable,
+    KnownLayout,
+)]
 pub struct FrontendKey<A> {
     /// The service's address.
     pub address: A,
@@ -31,8 +43,20 @@ pub struct FrontendKey<A> {
 
 /// Value of `frontends4` and `frontends6`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
 pub struct Frontend {
     /// The service port's number: the first half of a [`SlotKey`].
     pub service: u32,
@@ -50,8 +74,21 @@ pub struct Frontend {
 
 /// Key of `slots`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
 pub struct SlotKey {
     /// [`Frontend::service`].
     pub service: u32,
@@ -61,8 +98,20 @@ pub struct SlotKey {
 
 /// Value of `slots`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
 pub struct Slot {
     /// Key of the backend.
     pub backend: u32,
@@ -72,8 +121,9 @@ pub struct Slot {
 /// and which belongs to one service port, so that "does this flow's backend still serve its
 /// service" is one lookup.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
-#[derive(FromBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, FromBytes, Immutable, KnownLayout,
+)]
 pub struct Backend<A> {
     /// The backend's address.
     pub address: A,

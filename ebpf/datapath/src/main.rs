@@ -1,2 +1,99 @@
-#![no_std]
-#![no_main]
+//! The programs that forward, balance and filter pod traffic.
+//!
+//! One ELF with four programs, the same for every pod. This file is their entry: it says what each
+//! hook is and turns the pipeline's result into the kernel's action. The way of a packet reads from
+//! top to bottom in [`pipeline`]; what happens to a packet of no known flow, in [`decide`].
+//!
+//! ```text
+//!   pod ──► from_container ─┬─ same node ───► redirect_peer ──────────────► pod
+//!                           ├─ other node ──► weft_vxlan: to_overlay ~ from_overlay ──► pod
+//!                           └─ host, world ─► host stack
+//!   host stack ─► to_container ─► pod        host stack ─► weft_vxlan: to_overlay ~ ...
+//! ```
+//!
+//! The crate also builds for the host, where the parts without maps and helpers have unit tests.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(
+    not(target_arch = "bpf"),
+    expect(
+        dead_code,
+        reason = "on the host only unit tests call into the programs' parts"
+    )
+)]
+
+mod addresses;
+mod checksum;
+mod clock;
+mod config;
+mod decide;
+mod deliver;
+mod drops;
+mod family;
+mod flows;
+mod lookups;
+mod outcome;
+mod packet;
+mod pipeline;
+mod policy;
+mod rewrite;
+mod services;
+mod skb;
+mod tunnel;
+
+#[cfg(target_arch = "bpf")]
+mod programs {
+    use aya_ebpf::{macros::classifier, programs::TcContext};
+    use weft_abi::event::{
+        POINT_FROM_CONTAINER, POINT_FROM_OVERLAY, POINT_TO_CONTAINER, POINT_TO_OVERLAY,
+    };
+
+    use crate::{drops, pipeline, skb::Skb};
+
+    /// Everything a pod sends.
+    #[classifier]
+    pub fn from_container(ctx: TcContext) -> i32 {
+        run::<POINT_FROM_CONTAINER>(&Skb::new(ctx))
+    }
+
+    /// What the host stack sends to a pod.
+    #[classifier]
+    pub fn to_container(ctx: TcContext) -> i32 {
+        run::<POINT_TO_CONTAINER>(&Skb::new(ctx))
+    }
+
+    /// What arrives by the overlay.
+    #[classifier]
+    pub fn from_overlay(ctx: TcContext) -> i32 {
+        run::<POINT_FROM_OVERLAY>(&Skb::new(ctx))
+    }
+
+    /// What leaves by the overlay.
+    #[classifier]
+    pub fn to_overlay(ctx: TcContext) -> i32 {
+        run::<POINT_TO_OVERLAY>(&Skb::new(ctx))
+    }
+
+    #[inline(always)]
+    fn run<const POINT: u8>(skb: &Skb) -> i32 {
+        match pipeline::packet::<POINT>(skb) {
+            Ok(action) => action.code(),
+            Err(drop) => drops::report::<POINT>(skb, drop),
+        }
+    }
+
+    #[panic_handler]
+    fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+        // A panic cannot be: were one reachable, the verifier would refuse the endless loop.
+        loop {}
+    }
+
+    /// The kernel lets only GPL-compatible programs use some helpers.
+    #[unsafe(link_section = "license")]
+    #[unsafe(no_mangle)]
+    static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+}
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {
+    eprintln!("this is a BPF object: build it with `cargo xtask build-ebpf`");
+}

@@ -1,0 +1,82 @@
+//! Dropped packets: counted by reason, and told as events.
+
+use aya_ebpf::{
+    btf_maps::{PerCpuArray, RingBuf},
+    helpers::bpf_ktime_get_ns,
+    macros::btf_map,
+};
+use aya_log_ebpf::debug;
+use weft_abi::{
+    drop::{DROP_SLOTS, DropCount, DropReason},
+    event::DropEvent,
+    maps::EVENTS_BYTES,
+};
+
+use crate::{family::Family, family::V4, skb::Skb};
+
+#[btf_map(name = "drops")]
+static DROPS: PerCpuArray<DropCount, { DROP_SLOTS as usize }> = PerCpuArray::new();
+
+#[btf_map(name = "events")]
+static EVENTS: RingBuf<DropEvent, EVENTS_BYTES> = RingBuf::new();
+
+/// The tc action code that drops.
+const TC_ACT_SHOT: i32 = 2;
+
+/// A packet that must not pass, and why.
+#[derive(Clone, Copy)]
+pub struct Drop {
+    /// Why.
+    pub reason: DropReason,
+    /// The rule that decided, for policy drops; else 0.
+    pub rule: u32,
+}
+
+impl Drop {
+    /// A drop that no rule decided.
+    #[inline(always)]
+    pub fn because(reason: DropReason) -> Self {
+        Self { reason, rule: 0 }
+    }
+}
+
+/// Counts the drop, tells of it, and returns the action that drops.
+#[inline(never)]
+pub fn report<const POINT: u8>(skb: &Skb, drop: Drop) -> i32 {
+    if let Some(count) = DROPS.get_ptr_mut(drop.reason as u32) {
+        // SAFETY: a per-CPU slot; a torn sum is impossible because only this CPU writes it.
+        unsafe {
+            (*count).packets += 1;
+            (*count).bytes += u64::from(skb.len());
+        }
+    }
+    debug!(
+        skb.ctx(),
+        "drop: reason {} rule {} at {}", drop.reason as u8, drop.rule, POINT
+    );
+    // A full ring loses the event, never the count.
+    if let Some(mut event) = EVENTS.reserve(0) {
+        let mut record = DropEvent {
+            // SAFETY: the helper takes nothing and returns a number.
+            time: unsafe { bpf_ktime_get_ns() },
+            rule: drop.rule,
+            ifindex: skb.ifindex(),
+            length: skb.len(),
+            reason: drop.reason as u8,
+            point: POINT,
+            ..DropEvent::default()
+        };
+        if skb.ether_type() == V4::ETHER_TYPE
+            && let Ok(packet) = V4::parse(skb)
+        {
+            record.source = V4::widen(packet.tuple.source);
+            record.destination = V4::widen(packet.tuple.destination);
+            record.source_port = packet.tuple.source_port;
+            record.destination_port = packet.tuple.destination_port;
+            record.protocol = packet.protocol;
+        }
+        event.write(record);
+        event.submit(0);
+    }
+    TC_ACT_SHOT
+}

@@ -1,0 +1,97 @@
+//! Services: which backend serves a new flow.
+
+use aya_ebpf::{btf_maps::HashMap, helpers::bpf_get_prandom_u32, macros::btf_map};
+use weft_abi::{
+    drop::DropReason,
+    flow::{Flow, Tuple},
+    maps,
+    service::{FRONTEND_LOCAL_ONLY, FrontendKey, SCOPE_INTERNAL, Slot, SlotKey},
+};
+
+use crate::{
+    drops::Drop,
+    family::{Family, ON_DEMAND},
+    lookups::{self, Table},
+};
+
+#[btf_map(name = "slots")]
+static SLOTS: HashMap<SlotKey, Slot, { maps::SLOTS }, ON_DEMAND> = HashMap::new();
+
+/// A backend chosen for a flow.
+#[derive(Clone, Copy)]
+pub struct Choice<A> {
+    /// The backend's address.
+    pub address: A,
+    /// The backend's port.
+    pub port: u16,
+    /// The service port.
+    pub service: u32,
+    /// The backend's number.
+    pub backend: u32,
+}
+
+/// The backend for a new flow to this destination; `None` if it is no service.
+#[inline(always)]
+pub fn select<F: Family>(
+    tuple: &Tuple<F::Addr>,
+    protocol: u8,
+) -> Result<Option<Choice<F::Addr>>, Drop> {
+    let key = FrontendKey {
+        address: tuple.destination,
+        port: tuple.destination_port,
+        protocol,
+        scope: SCOPE_INTERNAL,
+    };
+    lookups::count(Table::Services);
+    // SAFETY: read at once and not kept across map changes of this program.
+    let Some(frontend) = (unsafe { F::frontends().get(&key) }) else {
+        return Ok(None);
+    };
+    let usable = if frontend.flags & FRONTEND_LOCAL_ONLY != 0 {
+        frontend.local
+    } else {
+        frontend.count
+    };
+    if usable == 0 {
+        return Err(Drop::because(DropReason::NoBackend));
+    }
+    // SAFETY: the helper takes nothing and returns a number.
+    let slot = unsafe { bpf_get_prandom_u32() } % usable;
+    lookups::count(Table::Services);
+    // SAFETY: as above.
+    let Some(slot) = (unsafe {
+        SLOTS.get(&SlotKey {
+            service: frontend.service,
+            slot,
+        })
+    }) else {
+        return Err(Drop::because(DropReason::NoBackend));
+    };
+    lookups::count(Table::Services);
+    // SAFETY: as above.
+    let Some(backend) = (unsafe { F::backends().get(&slot.backend) }) else {
+        return Err(Drop::because(DropReason::NoBackend));
+    };
+    Ok(Some(Choice {
+        address: backend.address,
+        port: backend.port,
+        service: frontend.service,
+        backend: slot.backend,
+    }))
+}
+
+/// Whether the backend of a flow's translation still serves its service; `backend_tuple` is the
+/// flow as the backend sees it, client to backend.
+#[inline(always)]
+pub fn still_serves<F: Family>(flow: &Flow<F::Addr>, backend_tuple: &Tuple<F::Addr>) -> bool {
+    lookups::count(Table::Services);
+    // SAFETY: read at once and not kept across map changes of this program.
+    match unsafe { F::backends().get(&flow.backend) } {
+        Some(backend) => {
+            backend.service == flow.service
+                && backend.address == backend_tuple.destination
+                && backend.port == backend_tuple.destination_port
+        }
+        None => false,
+    }
+}
