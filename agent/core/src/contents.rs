@@ -1,0 +1,149 @@
+//! The contents of the maps that the agent writes, as plain ordered collections.
+//!
+//! What the compiler wants and what was read back from the kernel are the same type. Flows, drop
+//! counters and the configuration are not here: the first two are the datapath's own, the last is
+//! the agent's.
+
+use std::collections::BTreeMap;
+
+use weft_abi::{
+    addr::{Addr4, Addr6},
+    endpoint::Endpoint,
+    ipcache::IpcacheEntry,
+    policy::{
+        POLICY_PREFIX_PEER, POLICY_PREFIX_PORT, POLICY_PREFIX_PROTOCOL, PolicyKey, PolicyVerdict,
+    },
+    service::{Backend, Frontend, FrontendKey, Slot, SlotKey},
+};
+
+use crate::family::{Address, leading_mask};
+
+/// Key of a longest-prefix-match map.
+///
+/// Keys that the kernel takes for the same one are equal: bits beyond the prefix are zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LpmKey<K> {
+    /// How many leading bits of `data` count.
+    pub prefix_len: u32,
+    /// The data.
+    pub data: K,
+}
+
+impl<A: Address> LpmKey<A> {
+    /// The key of an address prefix; a length beyond the address's is its length.
+    #[must_use]
+    pub fn address(address: A, prefix_len: u32) -> Self {
+        let prefix_len = prefix_len.min(A::BITS);
+        let bits = address.to_leading_bits() & leading_mask(prefix_len);
+        Self {
+            prefix_len,
+            data: A::from_leading_bits(bits),
+        }
+    }
+}
+
+impl LpmKey<PolicyKey> {
+    /// The key of a policy entry. Set, identity and direction always match in full: the length is
+    /// at least [`POLICY_PREFIX_PEER`], and at most that of the key.
+    #[must_use]
+    pub fn policy(key: PolicyKey, prefix_len: u32) -> Self {
+        let prefix_len = prefix_len.clamp(POLICY_PREFIX_PEER, POLICY_PREFIX_PORT);
+        let protocol = if prefix_len < POLICY_PREFIX_PROTOCOL {
+            0
+        } else {
+            key.protocol
+        };
+        let beyond = POLICY_PREFIX_PORT - prefix_len.max(POLICY_PREFIX_PROTOCOL);
+        let port = u32::from(u16::from_be_bytes(key.port)) >> beyond << beyond;
+        let [_, _, high, low] = port.to_be_bytes();
+        Self {
+            prefix_len,
+            data: PolicyKey {
+                protocol,
+                port: [high, low],
+                ..key
+            },
+        }
+    }
+}
+
+/// The maps of one address family; `A` is its address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FamilyTables<A: Address> {
+    /// `endpoints4`, `endpoints6`.
+    pub endpoints: BTreeMap<A, Endpoint>,
+    /// `ipcache4`, `ipcache6`.
+    pub ipcache: BTreeMap<LpmKey<A>, IpcacheEntry>,
+    /// `frontends4`, `frontends6`.
+    pub frontends: BTreeMap<FrontendKey<A>, Frontend>,
+    /// `backends4`, `backends6`, by the backend's number.
+    pub backends: BTreeMap<u32, Backend<A>>,
+}
+
+impl<A: Address> Default for FamilyTables<A> {
+    fn default() -> Self {
+        Self {
+            endpoints: BTreeMap::new(),
+            ipcache: BTreeMap::new(),
+            frontends: BTreeMap::new(),
+            backends: BTreeMap::new(),
+        }
+    }
+}
+
+/// Everything that the agent writes into maps, except the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// The IPv4 maps.
+    pub v4: FamilyTables<Addr4>,
+    /// The IPv6 maps.
+    pub v6: FamilyTables<Addr6>,
+    /// `policy`.
+    pub policy: BTreeMap<LpmKey<PolicyKey>, PolicyVerdict>,
+    /// `slots`.
+    pub slots: BTreeMap<SlotKey, Slot>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_beyond_the_prefix_are_zero() {
+        let address = Addr4::new([10, 1, 2, 3]);
+        assert_eq!(LpmKey::address(address, 9).data, Addr4::new([10, 0, 0, 0]));
+        assert_eq!(LpmKey::address(address, 0).data, Addr4::default());
+        assert_eq!(LpmKey::address(address, 99).prefix_len, 32);
+
+        let key = PolicyKey {
+            policy_set: 7,
+            identity: 9,
+            direction: 1,
+            protocol: 6,
+            port: 0x1f93_u16.to_be_bytes(),
+        };
+        let at = |length| LpmKey::policy(key, length).data;
+        assert_eq!(at(POLICY_PREFIX_PORT), key);
+        assert_eq!(at(POLICY_PREFIX_PORT - 2).port, [0x1f, 0x90]);
+        assert_eq!(
+            at(POLICY_PREFIX_PROTOCOL),
+            PolicyKey {
+                port: [0, 0],
+                ..key
+            }
+        );
+        let peer = PolicyKey {
+            protocol: 0,
+            port: [0, 0],
+            ..key
+        };
+        assert_eq!(at(POLICY_PREFIX_PEER), peer);
+        assert_eq!(
+            LpmKey::policy(key, 0),
+            LpmKey {
+                prefix_len: POLICY_PREFIX_PEER,
+                data: peer
+            }
+        );
+    }
+}

@@ -1,0 +1,303 @@
+//! From what the maps hold to what they should hold, in an order that is safe at every step.
+//!
+//! The order, and why (a reference never points at what is not there, and no packet is judged by
+//! half a change for good):
+//!
+//! 1. Backends, slots, frontends are put, in this order. So a frontend's slots and their backends
+//!    exist before its count includes them, and a slot that moves moves to a backend that exists.
+//! 2. Policy entries are put. Sets and identities are numbered by their content, so these are new
+//!    keys that no endpoint or address leads to yet.
+//! 3. Address prefixes are put, longest first: while a prefix changes, what is nested in it already
+//!    has its own entry and does not see the change.
+//! 4. Endpoints are put: the flip to the new policy sets.
+//! 5. Endpoints, address prefixes (shortest first, for the same reason), frontends, slots, backends
+//!    are deleted: nothing leads to a thing that is deleted.
+//! 6. The epoch is bumped. Everything that can alter a decision is in place now, so a flow that is
+//!    decided again is decided by the whole of it, and needs no second bump.
+//! 7. Policy entries are deleted, which nothing refers to any more.
+//!
+//! A failed write leaves the maps somewhere in this order; the next diff starts from there.
+
+use std::collections::BTreeMap;
+
+use weft_abi::{
+    addr::{Addr4, Addr6},
+    endpoint::Endpoint,
+    ipcache::IpcacheEntry,
+    policy::{PolicyKey, PolicyVerdict},
+    service::{Backend, Frontend, FrontendKey, Slot, SlotKey},
+};
+
+use crate::{
+    contents::{Contents, FamilyTables, LpmKey},
+    family::Address,
+};
+
+/// Writes to one map, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Writes<K, V> {
+    /// Insert or overwrite.
+    Put(Vec<(K, V)>),
+    /// Remove.
+    Delete(Vec<K>),
+}
+
+impl<K, V> Writes<K, V> {
+    /// How many entries are written.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Put(entries) => entries.len(),
+            Self::Delete(keys) => keys.len(),
+        }
+    }
+
+    /// Whether there is nothing to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl<K: Ord + Clone, V: Clone> Writes<K, V> {
+    /// Does to `map` what the kernel's map is to get.
+    pub fn apply(&self, map: &mut BTreeMap<K, V>) {
+        match self {
+            Self::Put(entries) => map.extend(entries.iter().cloned()),
+            Self::Delete(keys) => {
+                for key in keys {
+                    map.remove(key);
+                }
+            }
+        }
+    }
+}
+
+/// Writes to one of a family's maps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FamilyBatch<A: Address> {
+    /// `endpoints4`, `endpoints6`.
+    Endpoints(Writes<A, Endpoint>),
+    /// `ipcache4`, `ipcache6`.
+    Ipcache(Writes<LpmKey<A>, IpcacheEntry>),
+    /// `frontends4`, `frontends6`.
+    Frontends(Writes<FrontendKey<A>, Frontend>),
+    /// `backends4`, `backends6`.
+    Backends(Writes<u32, Backend<A>>),
+}
+
+/// Writes to one map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Batch {
+    /// To an IPv4 map.
+    V4(FamilyBatch<Addr4>),
+    /// To an IPv6 map.
+    V6(FamilyBatch<Addr6>),
+    /// To `policy`.
+    Policy(Writes<LpmKey<PolicyKey>, PolicyVerdict>),
+    /// To `slots`.
+    Slots(Writes<SlotKey, Slot>),
+}
+
+/// One step of applying changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Write to a map; never empty.
+    Write(Batch),
+    /// Write a new epoch to the configuration: cached decisions end here.
+    BumpEpoch,
+}
+
+/// Ordered changes. They must be applied in order, and applying must stop at the first failure.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// The steps.
+    pub steps: Vec<Step>,
+}
+
+impl Changes {
+    /// Whether the maps are as they should be.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// How many map entries are written.
+    #[must_use]
+    pub fn entries(&self) -> usize {
+        self.steps
+            .iter()
+            .map(|step| match step {
+                Step::Write(batch) => batch.len(),
+                Step::BumpEpoch => 0,
+            })
+            .sum()
+    }
+
+    fn write(&mut self, batch: Batch) {
+        if batch.len() > 0 {
+            self.steps.push(Step::Write(batch));
+        }
+    }
+}
+
+impl<A: Address> FamilyBatch<A> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Endpoints(writes) => writes.len(),
+            Self::Ipcache(writes) => writes.len(),
+            Self::Frontends(writes) => writes.len(),
+            Self::Backends(writes) => writes.len(),
+        }
+    }
+
+    fn apply(&self, contents: &mut Contents) {
+        let tables = A::tables_mut(contents);
+        match self {
+            Self::Endpoints(writes) => writes.apply(&mut tables.endpoints),
+            Self::Ipcache(writes) => writes.apply(&mut tables.ipcache),
+            Self::Frontends(writes) => writes.apply(&mut tables.frontends),
+            Self::Backends(writes) => writes.apply(&mut tables.backends),
+        }
+    }
+
+    const fn map_name(&self, names: [&'static str; 4]) -> &'static str {
+        let [endpoints, ipcache, frontends, backends] = names;
+        match self {
+            Self::Endpoints(_) => endpoints,
+            Self::Ipcache(_) => ipcache,
+            Self::Frontends(_) => frontends,
+            Self::Backends(_) => backends,
+        }
+    }
+}
+
+impl Batch {
+    /// How many entries are written.
+    #[expect(clippy::len_without_is_empty, reason = "a step's batch is never empty")]
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::V4(batch) => batch.len(),
+            Self::V6(batch) => batch.len(),
+            Self::Policy(writes) => writes.len(),
+            Self::Slots(writes) => writes.len(),
+        }
+    }
+
+    /// Does to `contents` what the kernel's maps are to get.
+    pub fn apply(&self, contents: &mut Contents) {
+        match self {
+            Self::V4(batch) => batch.apply(contents),
+            Self::V6(batch) => batch.apply(contents),
+            Self::Policy(writes) => writes.apply(&mut contents.policy),
+            Self::Slots(writes) => writes.apply(&mut contents.slots),
+        }
+    }
+
+    /// The name of the map, as it is pinned.
+    #[must_use]
+    pub const fn map_name(&self) -> &'static str {
+        match self {
+            Self::V4(batch) => {
+                batch.map_name(["endpoints4", "ipcache4", "frontends4", "backends4"])
+            }
+            Self::V6(batch) => {
+                batch.map_name(["endpoints6", "ipcache6", "frontends6", "backends6"])
+            }
+            Self::Policy(_) => "policy",
+            Self::Slots(_) => "slots",
+        }
+    }
+}
+
+/// What turns `current` into `desired`; empty if they are equal.
+#[must_use]
+pub fn diff(current: &Contents, desired: &Contents) -> Changes {
+    let mut changes = Changes::default();
+    let v4 = FamilyDiff::new(&current.v4, &desired.v4);
+    let v6 = FamilyDiff::new(&current.v6, &desired.v6);
+
+    changes.write(Batch::V4(FamilyBatch::Backends(v4.backends.puts)));
+    changes.write(Batch::V6(FamilyBatch::Backends(v6.backends.puts)));
+    let slots = MapDiff::new(&current.slots, &desired.slots);
+    changes.write(Batch::Slots(slots.puts));
+    changes.write(Batch::V4(FamilyBatch::Frontends(v4.frontends.puts)));
+    changes.write(Batch::V6(FamilyBatch::Frontends(v6.frontends.puts)));
+    let policy = MapDiff::new(&current.policy, &desired.policy);
+    changes.write(Batch::Policy(policy.puts));
+    changes.write(Batch::V4(FamilyBatch::Ipcache(v4.ipcache.puts.reversed())));
+    changes.write(Batch::V6(FamilyBatch::Ipcache(v6.ipcache.puts.reversed())));
+    changes.write(Batch::V4(FamilyBatch::Endpoints(v4.endpoints.puts)));
+    changes.write(Batch::V6(FamilyBatch::Endpoints(v6.endpoints.puts)));
+
+    changes.write(Batch::V4(FamilyBatch::Endpoints(v4.endpoints.deletes)));
+    changes.write(Batch::V6(FamilyBatch::Endpoints(v6.endpoints.deletes)));
+    changes.write(Batch::V4(FamilyBatch::Ipcache(v4.ipcache.deletes)));
+    changes.write(Batch::V6(FamilyBatch::Ipcache(v6.ipcache.deletes)));
+    changes.write(Batch::V4(FamilyBatch::Frontends(v4.frontends.deletes)));
+    changes.write(Batch::V6(FamilyBatch::Frontends(v6.frontends.deletes)));
+    changes.write(Batch::Slots(slots.deletes));
+    changes.write(Batch::V4(FamilyBatch::Backends(v4.backends.deletes)));
+    changes.write(Batch::V6(FamilyBatch::Backends(v6.backends.deletes)));
+
+    if !changes.is_empty() {
+        changes.steps.push(Step::BumpEpoch);
+    }
+    changes.write(Batch::Policy(policy.deletes));
+    changes
+}
+
+/// Puts and deletes of one map, both in the order of the keys.
+struct MapDiff<K, V> {
+    puts: Writes<K, V>,
+    deletes: Writes<K, V>,
+}
+
+impl<K: Ord + Copy, V: PartialEq + Copy> MapDiff<K, V> {
+    fn new(current: &BTreeMap<K, V>, desired: &BTreeMap<K, V>) -> Self {
+        let puts = desired
+            .iter()
+            .filter(|(key, value)| current.get(key) != Some(value))
+            .map(|(key, value)| (*key, *value))
+            .collect();
+        let deletes = current
+            .keys()
+            .filter(|key| !desired.contains_key(key))
+            .copied()
+            .collect();
+        Self {
+            puts: Writes::Put(puts),
+            deletes: Writes::Delete(deletes),
+        }
+    }
+}
+
+impl<A, V> Writes<LpmKey<A>, V> {
+    /// Keys sort by prefix length first: reversed, the longest prefixes come first.
+    fn reversed(mut self) -> Self {
+        match &mut self {
+            Self::Put(entries) => entries.reverse(),
+            Self::Delete(keys) => keys.reverse(),
+        }
+        self
+    }
+}
+
+struct FamilyDiff<A> {
+    endpoints: MapDiff<A, Endpoint>,
+    ipcache: MapDiff<LpmKey<A>, IpcacheEntry>,
+    frontends: MapDiff<FrontendKey<A>, Frontend>,
+    backends: MapDiff<u32, Backend<A>>,
+}
+
+impl<A: Address> FamilyDiff<A> {
+    fn new(current: &FamilyTables<A>, desired: &FamilyTables<A>) -> Self {
+        Self {
+            endpoints: MapDiff::new(&current.endpoints, &desired.endpoints),
+            ipcache: MapDiff::new(&current.ipcache, &desired.ipcache),
+            frontends: MapDiff::new(&current.frontends, &desired.frontends),
+            backends: MapDiff::new(&current.backends, &desired.backends),
+        }
+    }
+}

@@ -1,0 +1,420 @@
+//! The typed cluster state: what the compiler reads.
+//!
+//! Every field is validated: [`crate::convert`] makes these types from API objects, and nothing
+//! behind it handles a string that still has to be parsed. Only what some decision needs is kept.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use ipnet::IpNet;
+
+use crate::selector::{Labels, Selector};
+
+/// Namespace and name of an object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectKey {
+    /// The namespace.
+    pub namespace: String,
+    /// The name within it.
+    pub name: String,
+}
+
+impl ObjectKey {
+    /// The key of `namespace/name`.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A transport protocol that services and policies name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Protocol {
+    /// The IP protocol number.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+
+    /// The name that Kubernetes uses.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        }
+    }
+
+    /// The protocol of a Kubernetes name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Tcp, Self::Udp, Self::Sctp]
+            .into_iter()
+            .find(|protocol| protocol.name() == name)
+    }
+
+    /// The protocol of an IP protocol number.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        [Self::Tcp, Self::Udp, Self::Sctp]
+            .into_iter()
+            .find(|protocol| protocol.number() == number)
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A node of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// Its InternalIPs, in the order of the API object; the first one is where tunnels end.
+    pub internal_ips: Vec<IpAddr>,
+    /// Its pod networks, at most one per family; host bits are zero.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Its labels.
+    pub labels: Labels,
+}
+
+impl Node {
+    /// The address at which overlay traffic for this node's pods arrives: the first IPv4
+    /// InternalIP, or the first one of any family.
+    #[must_use]
+    pub fn tunnel_address(&self) -> Option<IpAddr> {
+        let v4 = self.internal_ips.iter().find(|address| address.is_ipv4());
+        v4.or(self.internal_ips.first()).copied()
+    }
+}
+
+/// A named port of a container.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortName {
+    /// The port's name.
+    pub name: String,
+    /// Its protocol: the same name may mean another port for another protocol.
+    pub protocol: Protocol,
+}
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Namespace and name.
+    pub key: ObjectKey,
+    /// UID of the API object.
+    pub uid: String,
+    /// For the mirror of a static pod: the UID that the kubelet gives to CNI plugins, which is not
+    /// the mirror's own.
+    pub static_uid: Option<String>,
+    /// Labels.
+    pub labels: Labels,
+    /// The node it is bound to.
+    pub node: Option<String>,
+    /// Its addresses, both families.
+    pub ips: Vec<IpAddr>,
+    /// Whether it uses its node's network, and so its node's addresses.
+    pub host_network: bool,
+    /// Whether its phase is Succeeded or Failed: its addresses may belong to another pod by now.
+    pub terminal: bool,
+    /// Whether its deletion has begun.
+    pub terminating: bool,
+    /// The numbers of its named ports: containers first, then restartable init containers; the
+    /// first of a name counts.
+    pub named_ports: BTreeMap<PortName, u16>,
+}
+
+/// A namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// Its name.
+    pub name: String,
+    /// Its labels, with `kubernetes.io/metadata.name` always present.
+    pub labels: Labels,
+}
+
+/// One port of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Name; empty for the only port of a service. Endpoint slices refer to it.
+    pub name: String,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// The port that clients use.
+    pub port: u16,
+}
+
+/// A service that Weft balances.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Namespace and name.
+    pub key: ObjectKey,
+    /// Its cluster addresses, both families. Empty for what no proxy handles: headless and
+    /// `ExternalName` services, and those labelled for another proxy.
+    pub cluster_ips: Vec<IpAddr>,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+    /// `internalTrafficPolicy: Local`.
+    pub internal_local: bool,
+    /// Duration of `sessionAffinity: ClientIP`, in seconds; 0 without.
+    pub affinity_seconds: u32,
+}
+
+/// One port of an endpoint slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    /// The name of the service port it serves.
+    pub name: String,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// The pod's port.
+    pub port: u16,
+}
+
+/// One endpoint of an endpoint slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceEndpoint {
+    /// Its address.
+    pub address: IpAddr,
+    /// The node it runs on.
+    pub node: Option<String>,
+    /// It takes new connections.
+    pub ready: bool,
+    /// It would, were it not terminating.
+    pub serving: bool,
+    /// It is being shut down.
+    pub terminating: bool,
+}
+
+/// An endpoint slice of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// Namespace and name.
+    pub key: ObjectKey,
+    /// The service, of the same namespace; `None` if no proxy handles it.
+    pub service: Option<String>,
+    /// Ports that every endpoint has.
+    pub ports: Vec<SlicePort>,
+    /// Endpoints, all of one family.
+    pub endpoints: Vec<SliceEndpoint>,
+}
+
+/// A network policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkPolicy {
+    /// Namespace and name.
+    pub key: ObjectKey,
+    /// The pods of its namespace that it selects.
+    pub pods: Selector,
+    /// What it lets in; `None`: it does not isolate ingress.
+    pub ingress: Option<Vec<PolicyRule>>,
+    /// What it lets out; `None`: it does not isolate egress.
+    pub egress: Option<Vec<PolicyRule>>,
+}
+
+/// One rule of a network policy: allowed is what matches peers and ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyRule {
+    /// Sources of an ingress rule, destinations of an egress rule.
+    pub peers: Peers,
+    /// Destination ports.
+    pub ports: Ports,
+}
+
+/// The peers of a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peers {
+    /// Every address, of pods or not.
+    Any,
+    /// What one of these matches. Possibly none, if none could be understood.
+    Only(Vec<Peer>),
+}
+
+/// One peer of a rule. Complete in itself: two policies with equal peers mean the same addresses.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Peer {
+    /// Pods by labels.
+    Pods {
+        /// Where they are.
+        namespaces: NamespaceScope,
+        /// Which they are.
+        pods: Selector,
+    },
+    /// Addresses.
+    Block(IpBlock),
+}
+
+/// The namespaces of a peer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NamespaceScope {
+    /// The policy's own.
+    Own(String),
+    /// Those with such labels.
+    Matching(Selector),
+}
+
+/// A network and what is taken out of it. It also matches the addresses of pods.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IpBlock {
+    /// The network; host bits are zero.
+    pub cidr: IpNet,
+    /// Exceptions, sorted; host bits are zero.
+    pub except: Vec<IpNet>,
+}
+
+impl IpBlock {
+    /// Whether the block contains the address.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.cidr.contains(&address) && !self.except.iter().any(|except| except.contains(&address))
+    }
+}
+
+/// The ports of a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ports {
+    /// Every port of every protocol, and protocols without ports.
+    Any,
+    /// What one of these matches. Possibly none, if none could be understood.
+    Only(Vec<PortMatch>),
+}
+
+/// One port of a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortMatch {
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Which ports of it.
+    pub port: PortSpec,
+}
+
+/// Ports of one protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PortSpec {
+    /// All of them.
+    All,
+    /// From the first to the second, both included.
+    Range(u16, u16),
+    /// The port of that name on the destination pod.
+    Named(String),
+}
+
+/// A pod's interface on this node, as the CNI state knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalEndpoint {
+    /// Namespace and name of the pod.
+    pub pod: ObjectKey,
+    /// UID of the pod, if the runtime told it.
+    pub uid: Option<String>,
+    /// The sandbox that owns the interface.
+    pub container_id: String,
+    /// The addresses that the CNI plugin assigned.
+    pub ips: Vec<IpAddr>,
+    /// Interface index of the host side of the veth.
+    pub ifindex: u32,
+    /// MAC address of the pod's interface.
+    pub mac: [u8; 6],
+}
+
+impl LocalEndpoint {
+    /// Whether `pod` is the very pod of this interface, and not another one of the same name.
+    #[must_use]
+    pub fn belongs_to(&self, pod: &Pod) -> bool {
+        self.pod == pod.key
+            && self
+                .uid
+                .as_ref()
+                .is_none_or(|uid| *uid == pod.uid || pod.static_uid.as_ref() == Some(uid))
+    }
+}
+
+/// Everything the compiler reads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClusterState {
+    /// The name of this node.
+    pub node_name: String,
+    /// All nodes.
+    pub nodes: BTreeMap<String, Node>,
+    /// All namespaces.
+    pub namespaces: BTreeMap<String, Namespace>,
+    /// All pods.
+    pub pods: BTreeMap<ObjectKey, Pod>,
+    /// All services.
+    pub services: BTreeMap<ObjectKey, Service>,
+    /// All endpoint slices.
+    pub slices: BTreeMap<ObjectKey, EndpointSlice>,
+    /// All network policies.
+    pub policies: BTreeMap<ObjectKey, NetworkPolicy>,
+    /// The interfaces of this node's pods, by container id.
+    pub endpoints: BTreeMap<String, LocalEndpoint>,
+}
+
+impl ClusterState {
+    /// The pod object of a local endpoint, if it is known.
+    #[must_use]
+    pub fn pod_of(&self, endpoint: &LocalEndpoint) -> Option<&Pod> {
+        self.pods
+            .get(&endpoint.pod)
+            .filter(|pod| endpoint.belongs_to(pod))
+    }
+
+    /// This node, if it is known.
+    #[must_use]
+    pub fn own_node(&self) -> Option<&Node> {
+        self.nodes.get(&self.node_name)
+    }
+}
+
+/// Something about an object that an operator should know; the rest of the object holds.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Warning {
+    /// Kind and name, as in `NetworkPolicy shop/api`.
+    pub object: String,
+    /// What is wrong with it, and what Weft does about it.
+    pub message: String,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.object, self.message)
+    }
+}
+
+/// The IPv4 address of the mapped form `::ffff:a.b.c.d`, other addresses as they are.
+#[must_use]
+pub fn canonical(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => v6
+            .to_ipv4_mapped()
+            .map_or(address, |v4: Ipv4Addr| v4.into()),
+    }
+}
