@@ -1,0 +1,436 @@
+//! The ipcache: for every address its identity and the way there, as one longest-prefix table.
+//!
+//! Boundaries are the prefixes at which something changes: pod networks, node addresses, the blocks
+//! of policies and their exceptions, and pods. Between two boundaries nothing changes, so one walk
+//! over the sorted boundaries, each inheriting from the one around it, gives every address exactly
+//! what applies to it. A boundary that changes nothing gets no entry: so a pod that no policy here
+//! cares about is covered by its node's pod network.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    rc::Rc,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use weft_abi::{
+    addr::Addr6,
+    ipcache::{
+        IpcacheEntry, KIND_HOST, KIND_LOCAL_POD, KIND_REMOTE_NODE, KIND_REMOTE_POD, KIND_WORLD,
+    },
+};
+
+use super::identities::{AtomIndex, Atoms, Element, Identities, IdentityIndex, Matcher, PodClass};
+use crate::{
+    contents::LpmKey,
+    family::{Address, leading_mask, underlay},
+    model::{ClusterState, ObjectKey, Warning},
+};
+
+/// An ipcache entry whose identity has no number yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draft {
+    identity: IdentityIndex,
+    route: Route,
+}
+
+/// How an address is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Route {
+    kind: u8,
+    tunnel: Addr6,
+}
+
+const WORLD: Route = Route {
+    kind: KIND_WORLD,
+    tunnel: Addr6::new([0; 16]),
+};
+
+impl Draft {
+    /// The entry, with the numbers of the identities.
+    pub fn entry(&self, numbers: &[u32]) -> IpcacheEntry {
+        IpcacheEntry {
+            identity: numbers.get(self.identity).copied().unwrap_or_default(),
+            kind: self.route.kind,
+            reserved: [0; 3],
+            tunnel: self.route.tunnel,
+        }
+    }
+}
+
+/// The ipcache of one family.
+pub struct Table<A: Address> {
+    /// Its entries.
+    pub entries: BTreeMap<LpmKey<A>, Draft>,
+    /// The identities of local endpoints.
+    pub endpoints: BTreeMap<A, IdentityIndex>,
+}
+
+/// A prefix: address in the leading bits, and length. Sorts outer prefixes before inner ones.
+type Prefix = (u128, u32);
+
+/// What changes at a prefix.
+#[derive(Default)]
+struct Boundary {
+    blocks: Vec<AtomIndex>,
+    exceptions: Vec<AtomIndex>,
+    route: Option<Route>,
+    pod: Option<Arc<PodClass>>,
+    is_endpoint: bool,
+}
+
+/// What holds for the addresses of a prefix, unless an inner prefix says otherwise.
+struct Region {
+    prefix: Prefix,
+    /// The blocks around it, and those of which an exception is.
+    blocks: Rc<BTreeSet<AtomIndex>>,
+    exceptions: Rc<BTreeSet<AtomIndex>>,
+    /// The former without the latter.
+    matching: Rc<Vec<AtomIndex>>,
+    value: Draft,
+}
+
+/// Builds the table of family `A`.
+pub fn build<'a, A: Address>(
+    state: &'a ClusterState,
+    atoms: &Atoms,
+    matcher: &mut Matcher<'a>,
+    identities: &mut Identities,
+    warnings: &mut Vec<Warning>,
+) -> Table<A> {
+    let mut boundaries = BTreeMap::<Prefix, Boundary>::new();
+    let networks = add_nodes::<A>(state, &mut boundaries, warnings);
+    for (index, block) in atoms.blocks() {
+        if let Some(prefix) = prefix_of::<A>(&block.cidr) {
+            boundaries.entry(prefix).or_default().blocks.push(index);
+            for exception in block.except.iter().filter_map(prefix_of::<A>) {
+                boundaries
+                    .entry(exception)
+                    .or_default()
+                    .exceptions
+                    .push(index);
+            }
+        }
+    }
+    add_pods::<A>(state, matcher, &networks, &mut boundaries, warnings);
+    walk(&boundaries, atoms, identities)
+}
+
+fn walk<A: Address>(
+    boundaries: &BTreeMap<Prefix, Boundary>,
+    atoms: &Atoms,
+    identities: &mut Identities,
+) -> Table<A> {
+    let mut table = Table {
+        entries: BTreeMap::new(),
+        endpoints: BTreeMap::new(),
+    };
+    let root = Region {
+        prefix: (0, 0),
+        blocks: Rc::default(),
+        exceptions: Rc::default(),
+        matching: Rc::default(),
+        value: Draft {
+            identity: 0,
+            route: WORLD,
+        },
+    };
+    let mut around: Vec<Region> = Vec::new();
+    for (prefix, boundary) in boundaries {
+        while around
+            .last()
+            .is_some_and(|region| !contains(region.prefix, *prefix))
+        {
+            around.pop();
+        }
+        let outer = around.last().unwrap_or(&root);
+        let region = outer.inner(*prefix, boundary, atoms, identities);
+        let address = A::from_leading_bits(prefix.0);
+        if region.value != outer.value {
+            table
+                .entries
+                .insert(LpmKey::address(address, prefix.1), region.value);
+        }
+        if boundary.is_endpoint {
+            table.endpoints.insert(address, region.value.identity);
+        }
+        around.push(region);
+    }
+    table
+}
+
+impl Region {
+    fn inner(
+        &self,
+        prefix: Prefix,
+        boundary: &Boundary,
+        atoms: &Atoms,
+        identities: &mut Identities,
+    ) -> Self {
+        let extended = |set: &Rc<BTreeSet<AtomIndex>>, more: &[AtomIndex]| {
+            if more.is_empty() {
+                return Rc::clone(set);
+            }
+            Rc::new(set.iter().chain(more).copied().collect())
+        };
+        let blocks = extended(&self.blocks, &boundary.blocks);
+        let exceptions = extended(&self.exceptions, &boundary.exceptions);
+        let changed = !boundary.blocks.is_empty() || !boundary.exceptions.is_empty();
+        let matching = if changed {
+            Rc::new(blocks.difference(&exceptions).copied().collect())
+        } else {
+            Rc::clone(&self.matching)
+        };
+        let route = boundary.route.unwrap_or(self.value.route);
+        let identity = match &boundary.pod {
+            None if !changed => self.value.identity,
+            pod => identities.intern(elements(&matching, pod.as_deref(), atoms)),
+        };
+        let value = Draft { identity, route };
+        Self {
+            prefix,
+            blocks,
+            exceptions,
+            matching,
+            value,
+        }
+    }
+}
+
+/// The elements of an address in `blocks`, of a pod or not; sorted.
+fn elements(blocks: &[AtomIndex], pod: Option<&PodClass>, atoms: &Atoms) -> Vec<Element> {
+    let plain = blocks
+        .iter()
+        .filter(|block| !atoms.is_named(**block))
+        .map(|block| (*block, 0));
+    let mut elements: Vec<_> = plain.collect();
+    if let Some(pod) = pod {
+        elements.extend(&pod.elements);
+        elements.extend(
+            pod.in_blocks
+                .iter()
+                .filter(|(block, _)| blocks.contains(block)),
+        );
+        elements.sort_unstable();
+    }
+    elements
+}
+
+fn contains(outer: Prefix, inner: Prefix) -> bool {
+    outer.1 <= inner.1 && inner.0 & leading_mask(outer.1) == outer.0
+}
+
+fn prefix_of<A: Address>(network: &IpNet) -> Option<Prefix> {
+    let address = A::from_ip(network.network())?;
+    Some((address.to_leading_bits(), u32::from(network.prefix_len())))
+}
+
+/// The pod networks of the cluster, to find whose an address is.
+struct Networks<'a> {
+    owners: BTreeMap<Prefix, &'a str>,
+    /// The lengths that occur, longest first.
+    lengths: Vec<u32>,
+    /// Addresses of nodes.
+    nodes: BTreeSet<u128>,
+}
+
+impl<'a> Networks<'a> {
+    fn owner(&self, address: u128) -> Option<&'a str> {
+        self.lengths
+            .iter()
+            .find_map(|length| self.owners.get(&(address & leading_mask(*length), *length)))
+            .copied()
+    }
+}
+
+fn add_nodes<'a, A: Address>(
+    state: &'a ClusterState,
+    boundaries: &mut BTreeMap<Prefix, Boundary>,
+    warnings: &mut Vec<Warning>,
+) -> Networks<'a> {
+    let mut owners = BTreeMap::<Prefix, &str>::new();
+    let mut nodes = BTreeMap::<u128, &str>::new();
+    // The own node first: what others claim of it does not count.
+    let own = state.own_node().into_iter();
+    let others = state
+        .nodes
+        .values()
+        .filter(|node| node.name != state.node_name);
+    for node in own.chain(others) {
+        let is_own = node.name == state.node_name;
+        let tunnel = node.tunnel_address().map(underlay);
+        let mut warn = |message: String| {
+            warnings.push(Warning {
+                object: format!("Node {}", node.name),
+                message,
+            });
+        };
+        let cidrs = node
+            .pod_cidrs
+            .iter()
+            .filter_map(|cidr| Some((cidr, prefix_of::<A>(cidr)?)));
+        for (cidr, prefix) in cidrs {
+            let route = match (is_own, tunnel) {
+                (true, _) => Route {
+                    kind: KIND_LOCAL_POD,
+                    ..WORLD
+                },
+                (false, Some(tunnel)) => Route {
+                    kind: KIND_REMOTE_POD,
+                    tunnel,
+                },
+                (false, None) => {
+                    warn(format!(
+                        "it has no InternalIP; its pods ({cidr}) are out of reach until it has one"
+                    ));
+                    continue;
+                }
+            };
+            if let Some(owner) = owners.get(&prefix) {
+                warn(format!(
+                    "its podCIDR {cidr} is that of node {owner} too; it is ignored until each node \
+                     has its own"
+                ));
+                continue;
+            }
+            owners.insert(prefix, &node.name);
+            boundaries.entry(prefix).or_default().route = Some(route);
+        }
+        for address in node.internal_ips.iter().filter_map(|ip| A::from_ip(*ip)) {
+            let bits = address.to_leading_bits();
+            if let Some(owner) = nodes.get(&bits) {
+                let ip = address.to_ip();
+                warn(format!(
+                    "its InternalIP {ip} is that of node {owner} too; it is ignored"
+                ));
+                continue;
+            }
+            nodes.insert(bits, &node.name);
+            boundaries.entry((bits, A::BITS)).or_default().route = Some(match tunnel {
+                _ if is_own => Route {
+                    kind: KIND_HOST,
+                    ..WORLD
+                },
+                Some(tunnel) => Route {
+                    kind: KIND_REMOTE_NODE,
+                    tunnel,
+                },
+                None => WORLD,
+            });
+        }
+    }
+    let lengths: BTreeSet<_> = owners.keys().map(|(_, length)| *length).collect();
+    Networks {
+        owners,
+        lengths: lengths.into_iter().rev().collect(),
+        nodes: nodes.into_keys().collect(),
+    }
+}
+
+/// A pod that says an address is its own.
+struct Claim {
+    address: u128,
+    terminating: bool,
+    class: Arc<PodClass>,
+    route: Option<Route>,
+}
+
+/// Adds the addresses of pods: of this node as the CNI state knows them, of other nodes as their
+/// pod objects say, as far as those can be believed.
+fn add_pods<'a, A: Address>(
+    state: &'a ClusterState,
+    matcher: &mut Matcher<'a>,
+    networks: &Networks<'_>,
+    boundaries: &mut BTreeMap<Prefix, Boundary>,
+    warnings: &mut Vec<Warning>,
+) {
+    let mut local = BTreeSet::new();
+    for endpoint in state.endpoints.values() {
+        let pod = state.pod_of(endpoint).filter(|pod| !pod.terminal);
+        let class = pod.map(|pod| matcher.class_of(pod));
+        for address in endpoint.ips.iter().filter_map(|ip| A::from_ip(*ip)) {
+            let bits = address.to_leading_bits();
+            local.insert(bits);
+            let boundary = boundaries.entry((bits, A::BITS)).or_default();
+            boundary.pod.clone_from(&class);
+            boundary.is_endpoint = true;
+        }
+    }
+
+    let mut claims = Vec::new();
+    for pod in state.pods.values() {
+        let is_local = pod.node.as_deref() == Some(&state.node_name);
+        if pod.host_network || pod.terminal || is_local || pod.ips.is_empty() {
+            continue;
+        }
+        let class = matcher.class_of(pod);
+        for ip in &pod.ips {
+            let Some(address) = A::from_ip(*ip).map(Address::to_leading_bits) else {
+                continue;
+            };
+            let owner = networks.owner(address);
+            let elsewhere = owner.filter(|owner| pod.node.as_deref() != Some(owner));
+            if networks.nodes.contains(&address) || elsewhere.is_some() || local.contains(&address)
+            {
+                let owner = elsewhere.map_or_else(
+                    || "another holder".to_owned(),
+                    |owner| format!("node {owner}"),
+                );
+                warnings.push(disbelieved(&pod.key, *ip, &owner));
+                continue;
+            }
+            let route = if owner.is_none() {
+                route_outside(state, pod.node.as_deref())
+            } else {
+                None
+            };
+            let (terminating, class) = (pod.terminating, Arc::clone(&class));
+            claims.push(Claim {
+                address,
+                terminating,
+                class,
+                route,
+            });
+        }
+    }
+    // A pod that is not terminating goes before one that is: its address may be reused.
+    claims.sort_by_key(|claim| (claim.address, claim.terminating));
+    for claims in claims.chunk_by(|a, b| a.address == b.address) {
+        let Some(first) = claims.first() else {
+            continue;
+        };
+        let rivals = claims
+            .iter()
+            .skip(1)
+            .filter(|rival| rival.terminating == first.terminating);
+        let mut class = Arc::clone(&first.class);
+        for rival in rivals {
+            // Which of them has the address cannot be known: only what holds for all of them does.
+            class = Arc::new(class.intersection(&rival.class));
+        }
+        if !class.is_nothing() || first.route.is_some() {
+            let boundary = boundaries.entry((first.address, A::BITS)).or_default();
+            boundary.pod = Some(class);
+            boundary.route = boundary.route.or(first.route);
+        }
+    }
+}
+
+fn disbelieved(pod: &ObjectKey, address: IpAddr, owner: &str) -> Warning {
+    Warning {
+        object: format!("Pod {pod}"),
+        message: format!(
+            "its address {address} belongs to {owner}; the pod's labels do not count for it"
+        ),
+    }
+}
+
+/// The way to a pod whose address is in no node's pod network.
+fn route_outside(state: &ClusterState, node: Option<&str>) -> Option<Route> {
+    let tunnel = state.nodes.get(node?)?.tunnel_address()?;
+    Some(Route {
+        kind: KIND_REMOTE_POD,
+        tunnel: underlay(tunnel),
+    })
+}
