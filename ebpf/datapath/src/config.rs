@@ -1,7 +1,6 @@
 //! The agent's word to every program.
 //!
-//! One entry, written by the agent only. It is read once per packet, so that one packet sees one
-//! epoch.
+//! One entry, written by the agent only, while packets pass.
 
 use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use weft_abi::{config::Config, drop::DropReason};
@@ -18,4 +17,12 @@ pub fn get() -> Result<&'static Config, Drop> {
         Some(config) if config.epoch != 0 => Ok(config),
         _ => Err(Drop::because(DropReason::NotConfigured)),
     }
+}
+
+/// The current epoch, read now and not again: a decision is of the epoch that was current before it
+/// looked at any map, or a change during it could be missed for ever.
+#[inline(always)]
+pub fn epoch(config: &Config) -> u32 {
+    // SAFETY: a valid, aligned reference; volatile, because the agent writes it meanwhile.
+    unsafe { core::ptr::read_volatile(&raw const config.epoch) }
 }

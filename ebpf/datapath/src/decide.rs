@@ -23,7 +23,7 @@ use weft_abi::{
 
 use crate::{
     addresses::{self, End},
-    clock,
+    clock, config,
     deliver::deliver,
     drops::Drop,
     family::Family,
@@ -56,6 +56,8 @@ pub struct Work<A> {
     backend: u32,
     /// The rules that allow it.
     allowed: Allowed,
+    /// The epoch of the decision, read before anything that it rests on.
+    epoch: u32,
     /// Now, in kernel ticks.
     now: u32,
     /// Whether the packet goes in the direction in which its flow was opened.
@@ -120,6 +122,8 @@ fn steps<F: Family, const POINT: u8>(
     config: &Config,
     work: &mut Work<F::Addr>,
 ) -> Result<(), Drop> {
+    work.epoch = config::epoch(config);
+
     // 1.
     let own_process = POINT == POINT_TO_CONTAINER && skb.ingress_ifindex() == 0;
     origin::<F, POINT>(skb, packet, config, &mut work.source)?;
@@ -335,7 +339,7 @@ fn remember_and_deliver<F: Family, const POINT: u8>(
         return deliver::<F, POINT>(skb, packet, None, &work.destination.side, config);
     }
     let (key, from) = flows::key::<F>(&work.real, packet.protocol);
-    fill(work, from, config.epoch);
+    fill(work, from);
     if work.service == 0 {
         flows::store::<F>(&key, &work.flow)?;
         return deliver::<F, POINT>(skb, packet, None, &work.destination.side, config);
@@ -353,7 +357,7 @@ fn remember_and_deliver<F: Family, const POINT: u8>(
         remember_backend::<F>(packet, config, work)?;
         // The client's view, under which its packets come.
         let (key, from) = flows::key::<F>(&packet.tuple, packet.protocol);
-        fill(work, from, config.epoch);
+        fill(work, from);
         work.flow.flags |= FLOW_FRONT;
         work.flow.xlat = work.real;
         flows::store::<F>(&key, &work.flow)?;
@@ -399,7 +403,7 @@ fn remember_backend<F: Family>(
         let random = unsafe { bpf_get_prandom_u32() };
         work.real.source_port = FIRST_PORT + (random % PORTS) as u16;
         let (key, from) = flows::key::<F>(&work.real, packet.protocol);
-        fill(work, from, config.epoch);
+        fill(work, from);
         work.flow.flags |= FLOW_BACK;
         work.flow.xlat = flows::reversed(&packet.tuple);
         if flows::claim::<F>(&key, &work.flow) {
@@ -419,11 +423,11 @@ const PORT_ATTEMPTS: u32 = 8;
 
 /// Fills in the flow entry, without translation; `from` is the packet's side under its key.
 #[inline(always)]
-fn fill<A: Copy>(work: &mut Work<A>, from: usize, epoch: u32) {
+fn fill<A: Copy>(work: &mut Work<A>, from: usize) {
     let flow = &mut work.flow;
     flow.sides[from] = work.source.side;
     flow.sides[1 - from] = work.destination.side;
-    flow.epoch = epoch;
+    flow.epoch = work.epoch;
     flow.last_seen = work.now;
     flow.egress_rule = work.allowed.egress_rule;
     flow.ingress_rule = work.allowed.ingress_rule;
@@ -466,7 +470,7 @@ fn error<F: Family, const POINT: u8>(
             let (key, _) = flows::key::<F>(&quoted, protocol);
             match flows::lookup::<F>(&key) {
                 Some(flow) => {
-                    flow.epoch == config.epoch
+                    flow.epoch == work.epoch
                         && !flows::expired(flow, protocol, clock::now(), config.ticks_per_second)
                 }
                 None => false,

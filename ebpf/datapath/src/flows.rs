@@ -169,25 +169,39 @@ pub fn account(side: &mut Side, signals: u8, length: u32) {
     }
 }
 
-/// Refreshes the entry's age, and every few seconds its twin's.
+/// Refreshes the entry's age, and now and then its twin.
 ///
 /// The twin of a service flow's entry is the one under the other tuple. Each is used by one
-/// direction only; this keeps the LRU from evicting one while the other lives. Returns false if the
-/// twin is gone and the flow must be decided again.
+/// direction only; a visit every few seconds keeps the LRU from evicting one while the other lives,
+/// and the end of a connection is told to both at once. Returns false if the twin is gone and the
+/// flow must be decided again.
 #[inline(always)]
-pub fn refresh<F: Family>(flow: &mut Flow<F::Addr>, protocol: u8, now: u32) -> bool {
+pub fn refresh<F: Family>(
+    flow: &mut Flow<F::Addr>,
+    packet: &Packet<F::Addr>,
+    from: usize,
+    now: u32,
+) -> bool {
     let then = flow.last_seen;
-    if then == now {
+    let ends = packet.has(FIN | RST);
+    if then == now && !ends {
         return true;
     }
     flow.last_seen = now;
-    if flow.service == 0 || !crosses_beat(now, then) {
+    if flow.service == 0 || !(ends || crosses_beat(now, then)) {
         return true;
     }
-    let (key, _) = key::<F>(&flow.xlat, protocol);
+    let (key, _) = key::<F>(&flow.xlat, packet.protocol);
     match lookup::<F>(&key) {
         Some(twin) => {
             twin.last_seen = now;
+            let initiator = usize::from(twin.initiator & 1);
+            let same = if from == usize::from(flow.initiator) {
+                initiator
+            } else {
+                1 - initiator
+            };
+            twin.sides[same].seen |= seen_bits(packet.signals);
             true
         }
         None => false,

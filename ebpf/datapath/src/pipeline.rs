@@ -50,7 +50,7 @@ fn forward<F: Family, const POINT: u8>(skb: &Skb, config: &Config) -> Result<Act
         && let Some(flow) = flows::live::<F>(&packet, &key, from, now, config.ticks_per_second)
         && flow.epoch == config.epoch
         && arrived_right::<F::Addr, POINT>(skb, &packet, flow, from)?
-        && flows::refresh::<F>(flow, packet.protocol, now)
+        && flows::refresh::<F>(flow, &packet, from, now)
     {
         flows::account(&mut flow.sides[from], packet.signals, skb.len());
         let translated = flow.flags & (FLOW_FRONT | FLOW_BACK) != 0;
