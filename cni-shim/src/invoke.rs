@@ -4,6 +4,8 @@
 
 use std::io::Read;
 
+use serde_json::Value;
+
 use crate::config::{NAME_RULE, NetConf, is_cni_name};
 use crate::error::{CniError, code};
 use crate::protocol::{CniArgs, Command, Request};
@@ -141,12 +143,7 @@ fn request(
         )));
     }
     config.validate()?;
-    if command == Command::Check
-        && config
-            .prev_result
-            .as_ref()
-            .is_none_or(|prev| prev.is_null())
-    {
+    if command == Command::Check && config.prev_result.as_ref().is_none_or(Value::is_null) {
         return Err(CniError::new(
             code::INVALID_CONFIG,
             "CHECK needs a \"prevResult\"",

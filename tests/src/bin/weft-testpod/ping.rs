@@ -1,0 +1,71 @@
+//! ICMP echo over the kernel's ping socket: no raw socket, no privilege beyond
+//! `net.ipv4.ping_group_range`.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+
+use crate::PingArgs;
+
+/// ICMP header: type, code, checksum, identifier, sequence number. The kernel fills in checksum and
+/// identifier.
+const HEADER: usize = 8;
+
+/// Sends the requests one after the other; one answer makes it a success.
+pub fn run(args: &PingArgs) -> Result<ExitCode> {
+    let (family, protocol, request) = match args.target {
+        IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp, 8),
+        IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6, 128),
+    };
+    let socket = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)
+        .map_err(io::Error::from)
+        .context("opening a ping socket; is net.ipv4.ping_group_range set here?")?;
+    // The standard library's datagram socket does for any protocol what is needed here.
+    let socket = UdpSocket::from(socket);
+    socket.connect(SocketAddr::new(args.target, 0))?;
+    socket.set_read_timeout(Some(args.timeout))?;
+
+    let mut answers = 0;
+    let mut last_error = None;
+    for sequence in 0..args.count {
+        match echo(&socket, request, sequence, args.size) {
+            Ok(time) => {
+                answers += 1;
+                println!(
+                    "{} bytes from {}: seq={sequence} {time:?}",
+                    args.size, args.target
+                );
+            }
+            Err(error) => last_error = Some(error),
+        }
+    }
+    match last_error {
+        Some(error) if answers == 0 => Err(error.into()),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn echo(
+    socket: &UdpSocket,
+    request: u8,
+    sequence: u16,
+    size: usize,
+) -> io::Result<std::time::Duration> {
+    let mut message = vec![0; HEADER + size];
+    message[0] = request;
+    message[6..HEADER].copy_from_slice(&sequence.to_be_bytes());
+    let start = Instant::now();
+    socket.send(&message)?;
+    let mut answer = vec![0; HEADER + size];
+    // The answer to an earlier request may come late.
+    loop {
+        let length = socket.recv(&mut answer)?;
+        if length >= HEADER && answer[6..HEADER] == sequence.to_be_bytes() {
+            return Ok(start.elapsed());
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Numbered messages at a steady rate: the proof that nothing was lost while something happened.
+//!
+//! Prints `started` once the first answer is in, and at the end one line of JSON, [`Report`].
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::net::UdpSocket;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+
+use crate::{StreamArgs, StreamProtocol, connect};
+
+/// What became of the messages.
+#[derive(Serialize)]
+struct Report {
+    /// Messages sent.
+    sent: u64,
+    /// Different messages answered.
+    received: u64,
+    /// Messages without an answer.
+    lost: u64,
+    /// Answers beyond the first of a message.
+    duplicated: u64,
+    /// Answers that came after the answer of a later message.
+    reordered: u64,
+    /// The longest time without an answer, in milliseconds.
+    longest_gap_ms: u128,
+    /// Names of the servers that answered.
+    servers: BTreeSet<String>,
+    /// What ended the stream early.
+    error: Option<String>,
+}
+
+/// Sends, listens and reports; succeeds when every message was answered once and in order.
+pub async fn run(args: &StreamArgs) -> Result<ExitCode> {
+    let mut channel = timeout(args.timeout, Channel::open(args))
+        .await
+        .context("connecting")??;
+    let report = stream(args, &mut channel).await;
+    println!("{}", serde_json::to_string(&report)?);
+    let clean = report.lost + report.duplicated + report.reordered == 0 && report.error.is_none();
+    Ok(if clean {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+async fn stream(args: &StreamArgs, channel: &mut Channel) -> Report {
+    let mut ticks = interval(Duration::from_secs(1) / args.rate.max(1));
+    // A late tick must not be lost: the number of messages is part of the proof.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let start = Instant::now();
+    let end = start + args.duration;
+    let mut tally = Tally::new(start);
+    let mut error = None;
+    loop {
+        let sending = Instant::now() < end;
+        if !sending && tally.answered.len() as u64 == tally.sent {
+            break;
+        }
+        tokio::select! {
+            answer = channel.receive() => match answer {
+                Ok(answer) => tally.note(&answer),
+                Err(broken) => { error = Some(broken); break }
+            },
+            _ = ticks.tick(), if sending => {
+                if let Err(broken) = channel.send(tally.sent).await { error = Some(broken); break }
+                tally.sent += 1;
+            }
+            () = sleep_until(end + args.timeout) => break,
+        }
+    }
+    tally.into_report(error)
+}
+
+/// A running count.
+struct Tally {
+    sent: u64,
+    answered: BTreeSet<u64>,
+    duplicated: u64,
+    reordered: u64,
+    last_answer: Instant,
+    longest_gap: Duration,
+    servers: BTreeSet<String>,
+}
+
+impl Tally {
+    fn new(start: Instant) -> Self {
+        Tally {
+            sent: 0,
+            answered: BTreeSet::new(),
+            duplicated: 0,
+            reordered: 0,
+            last_answer: start,
+            longest_gap: Duration::ZERO,
+            servers: BTreeSet::new(),
+        }
+    }
+
+    /// Counts an answer of the form `NAME CLIENT NUMBER`; the greeting has no number.
+    fn note(&mut self, answer: &str) {
+        let mut words = answer.split_whitespace();
+        let (server, number) = (
+            words.next(),
+            words.nth(1).and_then(|word| word.parse().ok()),
+        );
+        let (Some(server), Some(number)) = (server, number) else {
+            return;
+        };
+        if self.answered.is_empty() {
+            println!("started");
+        }
+        let now = Instant::now();
+        self.longest_gap = self.longest_gap.max(now - self.last_answer);
+        self.last_answer = now;
+        self.reordered += u64::from(self.answered.last().is_some_and(|&last| last > number));
+        self.duplicated += u64::from(!self.answered.insert(number));
+        if !self.servers.contains(server) {
+            self.servers.insert(server.to_owned());
+        }
+    }
+
+    fn into_report(self, error: Option<anyhow::Error>) -> Report {
+        let received = self.answered.len() as u64;
+        Report {
+            sent: self.sent,
+            received,
+            lost: self.sent.saturating_sub(received),
+            duplicated: self.duplicated,
+            reordered: self.reordered,
+            longest_gap_ms: self.longest_gap.as_millis(),
+            servers: self.servers,
+            error: error.map(|error| format!("{error:#}")),
+        }
+    }
+}
+
+/// A way to send numbers and hear answers. Receiving can be cancelled without losing an answer.
+enum Channel {
+    Tcp {
+        answers: Lines<BufReader<OwnedReadHalf>>,
+        writer: OwnedWriteHalf,
+    },
+    Udp {
+        socket: UdpSocket,
+        buffer: Vec<u8>,
+    },
+}
+
+impl Channel {
+    async fn open(args: &StreamArgs) -> Result<Self> {
+        Ok(match args.protocol {
+            StreamProtocol::Tcp => {
+                let (reader, writer) = connect::open(args.target, 0).await?.into_split();
+                Channel::Tcp {
+                    answers: BufReader::new(reader).lines(),
+                    writer,
+                }
+            }
+            StreamProtocol::Udp => Channel::Udp {
+                socket: connect::open_udp(args.target, 0).await?,
+                buffer: vec![0; 65_536],
+            },
+        })
+    }
+
+    async fn send(&mut self, number: u64) -> Result<()> {
+        match self {
+            Channel::Tcp { writer, .. } => writer
+                .write_all(format!("{number}\n").as_bytes())
+                .await
+                .context("sending"),
+            Channel::Udp { socket, .. } => {
+                socket
+                    .send(number.to_string().as_bytes())
+                    .await
+                    .context("sending")?;
+                Ok(())
+            }
+        }
+    }
+
+    async fn receive(&mut self) -> Result<String> {
+        match self {
+            Channel::Tcp { answers, .. } => answers
+                .next_line()
+                .await
+                .context("receiving")?
+                .context("the server closed the connection"),
+            Channel::Udp { socket, buffer } => {
+                let length = socket.recv(buffer).await.context("receiving")?;
+                Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+            }
+        }
+    }
+}
