@@ -1,0 +1,62 @@
+//! Growing pauses between attempts.
+
+use std::time::Duration;
+
+/// Pauses that double from a first one up to a longest one, until [`Self::reset`].
+#[derive(Clone, Copy, Debug)]
+pub struct Backoff {
+    first: Duration,
+    longest: Duration,
+    next: Duration,
+}
+
+impl Backoff {
+    /// Begins with `first`, never pauses for more than `longest`.
+    pub const fn new(first: Duration, longest: Duration) -> Self {
+        Self {
+            first,
+            longest,
+            next: first,
+        }
+    }
+
+    /// The next pause.
+    pub fn pause(&mut self) -> Duration {
+        let pause = self.next;
+        self.next = (pause * 2).min(self.longest);
+        pause
+    }
+
+    /// Begins again: the last attempt succeeded.
+    pub fn reset(&mut self) {
+        self.next = self.first;
+    }
+}
+
+impl Iterator for Backoff {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(self.pause())
+    }
+}
+
+impl kube::runtime::utils::Backoff for Backoff {
+    fn reset(&mut self) {
+        Backoff::reset(self);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_the_longest_and_begin_again() {
+        let seconds = Duration::from_secs;
+        let mut backoff = Backoff::new(seconds(1), seconds(3));
+        assert_eq!([(); 4].map(|()| backoff.pause()), [1, 2, 3, 3].map(seconds));
+        backoff.reset();
+        assert_eq!(backoff.pause(), seconds(1));
+    }
+}

@@ -1,0 +1,246 @@
+//! Loading: open or create the pinned maps, load the new programs over them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Map, MapData, MapInfo};
+use aya::programs::{Program, SchedClassifier};
+use aya::{Ebpf, EbpfLoader};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use thiserror::Error;
+use tracing::{debug, info};
+use weft_abi::maps::{self, programs};
+
+use super::elf::DATAPATH;
+
+/// The ELF's own global that says which debug traces are compiled in: the verifier removes the code
+/// of those that are not.
+const TRACE_LEVEL: &str = "AYA_LOG_LEVEL";
+
+/// What to load and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Directory of the pinned maps, on a BPF file system.
+    pub map_dir: PathBuf,
+    /// Capacities that differ from the ELF's, by map name; for maps that are created now.
+    pub capacities: BTreeMap<&'static str, u32>,
+    /// Whether packets are traced.
+    pub trace: bool,
+}
+
+/// Why the datapath could not be loaded.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// The directory for pins is on no BPF file system.
+    #[error("{dir} is not on a BPF file system: mount one there (mount -t bpf bpf <dir>), or give another --bpf-root", dir = .0.display())]
+    NotBpffs(PathBuf),
+    /// The directory for pins cannot be made.
+    #[error("cannot make the pin directory {path}: {error}", path = path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The kernel refused a map or a program, or the ELF is broken.
+    #[error("cannot load the datapath: {0}")]
+    Ebpf(String),
+    /// The ELF lacks something.
+    #[error("the datapath ELF has no {kind} {name}: it is not of this agent's release")]
+    Missing {
+        /// Program or map.
+        kind: &'static str,
+        /// Its name.
+        name: &'static str,
+    },
+    /// A pinned map has another layout.
+    #[error("the pinned map {path} has another layout ({found}) than this agent's ({wanted}), under the same ABI version; it is of another build. Drain the node and remove {path}", path = path.display())]
+    Layout {
+        /// The pin.
+        path: PathBuf,
+        /// Key and value size and type there.
+        found: String,
+        /// The ELF's.
+        wanted: String,
+    },
+    /// The verifier refused a program.
+    #[error("the kernel refuses program {name}: {error}")]
+    Verifier {
+        /// The program.
+        name: &'static str,
+        /// The verifier's log.
+        error: String,
+    },
+}
+
+/// A loaded datapath.
+#[derive(Debug)]
+pub struct Loaded {
+    pub(super) ebpf: Ebpf,
+}
+
+/// What a loaded program or map is, for status.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ProgramFacts {
+    /// Its name.
+    pub name: String,
+    /// Its id, as in `bpftool prog show id`.
+    pub id: u32,
+    /// Instructions that the verifier walked.
+    pub verified: Option<u32>,
+}
+
+/// Opens or creates the pins and loads every program. Nothing is attached yet.
+///
+/// # Errors
+///
+/// Without effect on a running datapath, whatever fails.
+pub fn load(options: &Options) -> Result<Loaded, LoadError> {
+    prepare_directory(&options.map_dir)?;
+    check_layouts(&options.map_dir)?;
+
+    let trace_level = if options.trace { u8::MAX } else { 0 };
+    let mut loader = EbpfLoader::new();
+    loader.override_global(TRACE_LEVEL, &trace_level, false);
+    for name in maps::PINNED {
+        loader.map_pin_path(name, options.map_dir.join(name));
+    }
+    for (name, entries) in &options.capacities {
+        loader.map_max_entries(name, *entries);
+    }
+    let mut ebpf = loader
+        .load(DATAPATH)
+        .map_err(|error| LoadError::Ebpf(chain(&error)))?;
+
+    for name in programs::ALL {
+        let program = classifier(&mut ebpf, name)?;
+        program.load().map_err(|error| LoadError::Verifier {
+            name,
+            error: chain(&error),
+        })?;
+        debug!(program = name, "loaded");
+    }
+    for name in maps::PINNED {
+        if ebpf.map(name).is_none() {
+            debug!(map = name, "the datapath does not use this map");
+        }
+    }
+    info!(pins = %options.map_dir.display(), programs = programs::ALL.len(), "datapath loaded");
+    Ok(Loaded { ebpf })
+}
+
+impl Loaded {
+    /// A datapath that was loaded otherwise: tests and benchmarks load the same ELF without pins.
+    #[must_use]
+    pub const fn new(ebpf: Ebpf) -> Self {
+        Self { ebpf }
+    }
+
+    /// The loaded object, for what only tests and benchmarks do with it.
+    pub const fn ebpf_mut(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// The loaded programs.
+    pub fn programs(&self) -> Vec<ProgramFacts> {
+        self.ebpf
+            .programs()
+            .filter_map(|(name, program)| {
+                let Program::SchedClassifier(classifier) = program else {
+                    return None;
+                };
+                let info = classifier.info().ok()?;
+                Some(ProgramFacts {
+                    name: name.to_owned(),
+                    id: info.id(),
+                    verified: info.verified_instruction_count(),
+                })
+            })
+            .collect()
+    }
+
+    /// Takes a map out, to be used beside the programs.
+    pub(super) fn take_map(&mut self, name: &str) -> Option<Map> {
+        self.ebpf.take_map(name)
+    }
+}
+
+pub(super) fn classifier<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut SchedClassifier, LoadError> {
+    ebpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(LoadError::Missing {
+            kind: "program",
+            name,
+        })
+}
+
+fn prepare_directory(dir: &Path) -> Result<(), LoadError> {
+    // The directory itself may not be there yet; its nearest ancestor is on the same file system.
+    let there = dir
+        .ancestors()
+        .find(|dir| dir.exists())
+        .unwrap_or(Path::new("/"));
+    let stat = statfs(there).map_err(|error| LoadError::Directory {
+        path: there.to_owned(),
+        error: error.into(),
+    })?;
+    if stat.filesystem_type() != BPF_FS_MAGIC {
+        return Err(LoadError::NotBpffs(dir.to_owned()));
+    }
+    fs::create_dir_all(dir).map_err(|error| LoadError::Directory {
+        path: dir.to_owned(),
+        error,
+    })
+}
+
+/// Compares each pin with the ELF: opening a pin takes whatever is there.
+fn check_layouts(dir: &Path) -> Result<(), LoadError> {
+    let object =
+        aya_obj::Object::parse(DATAPATH).map_err(|error| LoadError::Ebpf(chain(&error)))?;
+    for name in maps::PINNED {
+        let path = dir.join(name);
+        let Some(wanted) = object.maps.get(*name).filter(|_| path.exists()) else {
+            continue;
+        };
+        let info = MapInfo::from_pin(&path).map_err(|error| LoadError::Ebpf(chain(&error)))?;
+        let wanted = (wanted.map_type(), wanted.key_size(), wanted.value_size());
+        let map_type = info.map_type().map(|t| t as u32).unwrap_or_default();
+        let found = (map_type, info.key_size(), info.value_size());
+        if found != wanted {
+            let show =
+                |(map_type, key, value)| format!("type {map_type}, key {key}, value {value} bytes");
+            return Err(LoadError::Layout {
+                path,
+                found: show(found),
+                wanted: show(wanted),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Capacity of a map.
+pub(super) fn capacity(map: &MapData) -> u32 {
+    map.info()
+        .map(|info| info.max_entries())
+        .unwrap_or_default()
+}
+
+/// An error with its sources: the verifier's log is in the last.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            text = format!("{text}: {part}");
+        }
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,129 @@
+//! The command line, as typed. [`crate::config`] turns it into a validated configuration.
+//!
+//! One binary is both the node agent (`run`) and the operator's tool: the other commands ask the
+//! running agent over its status socket.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// The Weft node agent and its operator's tool.
+#[derive(Debug, Parser)]
+#[command(name = "weft-agent", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the node agent.
+    Run(Box<RunArgs>),
+    /// Show the agent's health: watches, map fill, last apply, warnings.
+    Status(QueryArgs),
+    /// Show the pods of this node.
+    Endpoints(QueryArgs),
+    /// Show service frontends and their backends.
+    Services(QueryArgs),
+    /// Show the policy set of each endpoint, and its rules.
+    Policy(QueryArgs),
+    /// Show drop counters and the last dropped packets.
+    Drops(QueryArgs),
+}
+
+/// Flags of `run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Name of this node's Node object.
+    #[arg(long, env = "WEFT_NODE_NAME")]
+    pub node_name: String,
+    /// Kubeconfig of the Kubernetes API; without it, the service account of the agent's own pod.
+    #[arg(long, env = "WEFT_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Mount point of the BPF file system that keeps maps and links.
+    #[arg(long, env = "WEFT_BPF_ROOT", default_value = "/sys/fs/bpf")]
+    pub bpf_root: PathBuf,
+    /// Directory of what must survive a reboot: addresses, endpoints, queued deletions.
+    #[arg(long, env = "WEFT_STATE_DIR", default_value = "/var/lib/weft")]
+    pub state_dir: PathBuf,
+    /// Directory of the sockets.
+    #[arg(long, env = "WEFT_RUN_DIR", default_value = "/run/weft")]
+    pub run_dir: PathBuf,
+    /// Where container runtimes look for CNI plugins; the plugin is installed there.
+    #[arg(long, env = "WEFT_CNI_BIN_DIR", requires = "cni_binary")]
+    pub cni_bin_dir: Option<PathBuf>,
+    /// Where container runtimes look for CNI configurations; the conflist is installed there.
+    #[arg(long, env = "WEFT_CNI_CONF_DIR")]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// The plugin binary to install.
+    #[arg(long, env = "WEFT_CNI_BINARY")]
+    pub cni_binary: Option<PathBuf>,
+    /// What to log, as a tracing filter: `info`, `weft_agent=debug`, ...
+    #[arg(long, env = "WEFT_LOG", default_value = "info")]
+    pub log: String,
+    /// MTU of pod interfaces; by default the uplink's less the overlay's 50 bytes.
+    #[arg(long, env = "WEFT_MTU")]
+    pub mtu: Option<u32>,
+    /// Log the datapath's debug traces, one line per packet and step. For debugging only.
+    #[arg(long, env = "WEFT_TRACE")]
+    pub trace: bool,
+    /// This node's underlay address; by default the InternalIP of its Node object.
+    #[arg(long, env = "WEFT_NODE_ADDRESS")]
+    pub node_address: Option<IpAddr>,
+    /// How programs are attached to interfaces.
+    #[arg(long, env = "WEFT_ATTACH", value_enum, default_value_t = AttachMode::Auto)]
+    pub attach: AttachMode,
+    /// Capacity of a map, `name=entries`; takes effect when the map is created.
+    #[arg(
+        long = "map-capacity",
+        env = "WEFT_MAP_CAPACITY",
+        value_delimiter = ','
+    )]
+    pub map_capacity: Vec<String>,
+}
+
+/// How programs are attached to interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AttachMode {
+    /// tcx where the kernel has it, else clsact.
+    Auto,
+    /// BPF links (kernel 6.6 and newer).
+    Tcx,
+    /// Classifiers on a clsact qdisc.
+    Clsact,
+}
+
+/// Flags of the commands that ask a running agent.
+#[derive(Clone, Debug, Args)]
+pub struct QueryArgs {
+    /// Directory of the sockets.
+    #[arg(long, env = "WEFT_RUN_DIR", default_value = "/run/weft")]
+    pub run_dir: PathBuf,
+    /// How to print the answer.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+/// Output formats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,28 @@
+//! Interfaces, addresses, routes and neighbours, on the node and in pods.
+//!
+//! ```text
+//!  [socket]    one netlink socket per network namespace, and the few requests that Weft makes
+//!    |-- [overlay]   the VXLAN device
+//!    |-- [routes]    routes to the other nodes' pods: dump, diff, apply
+//!    |-- [veth]      a pod's interface pair, both ends
+//!    `-- [uplink]    which interface carries the node's address, and its MTU
+//!  [sysctl]    the kernel settings that forwarding needs
+//! ```
+//!
+//! Everything here is idempotent: each function looks at what is there and changes what differs, so
+//! that it can run at every start and after every failure.
+
+pub mod netns;
+pub mod overlay;
+pub mod routes;
+pub mod socket;
+pub mod sysctl;
+pub mod uplink;
+pub mod veth;
+
+pub use netns::NetNs;
+pub use socket::{Link, Netlink, NetlinkError};
+
+/// The route protocol number of Weft's routes: what `ip route show proto 87` lists, and what tells
+/// our routes from everybody else's.
+pub const ROUTE_PROTOCOL: u8 = 87;

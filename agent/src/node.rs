@@ -1,0 +1,288 @@
+//! The node's own part of the network: overlay device, routes to the other nodes, kernel settings.
+//!
+//! What must be known of this node (its underlay address and its pod networks) is kept on disk, so
+//! that an agent that starts while the API is away can serve pods all the same.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+use weft_core::model::ClusterState;
+
+use crate::endpoints::Endpoints;
+use crate::netlink::routes::{self, Route, Via};
+use crate::netlink::{Netlink, overlay, sysctl, uplink, veth};
+use crate::persist;
+
+/// MTU of an uplink that cannot be found: Ethernet's.
+const UPLINK_MTU: u32 = 1500;
+
+/// What the node must know of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeFacts {
+    /// Its underlay address: where tunnels end, and the source of what it sends to pods.
+    pub address: IpAddr,
+    /// Its pod networks.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+impl NodeFacts {
+    /// What the state says of this node, if it says enough. `address` overrides the Node object's.
+    pub fn of(state: &ClusterState, address: Option<IpAddr>) -> Option<Self> {
+        let node = state.own_node()?;
+        let address = address.or_else(|| node.tunnel_address())?;
+        Some(Self {
+            address,
+            pod_cidrs: node.pod_cidrs.clone(),
+        })
+    }
+
+    /// What an earlier agent knew.
+    pub fn load(path: &Path) -> Option<Self> {
+        let content = match std::fs::read(path) {
+            Ok(content) => content,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                warn!(file = %path.display(), %error, "cannot read what was known of the node");
+                return None;
+            }
+        };
+        serde_json::from_slice(&content)
+            .inspect_err(|error| warn!(file = %path.display(), %error, "what was known of the node is unreadable"))
+            .ok()
+    }
+
+    fn store(&self, path: &Path) -> Result<()> {
+        let content = serde_json::to_vec_pretty(self)?;
+        persist::write(path, &content, 0o600)
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+/// The node's network as it was set up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeNetwork {
+    /// What it was made for.
+    pub facts: NodeFacts,
+    /// Index of the overlay device.
+    pub overlay: u32,
+    /// MTU of the overlay and of pods, in bytes.
+    pub mtu: u32,
+}
+
+/// What the node's network depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    facts: NodeFacts,
+    remote: BTreeSet<IpNet>,
+}
+
+impl Wanted {
+    /// From the state, if it knows this node.
+    pub fn of(state: &ClusterState, address: Option<IpAddr>) -> Option<Self> {
+        let facts = NodeFacts::of(state, address)?;
+        let remote = state
+            .nodes
+            .values()
+            .filter(|node| node.name != state.node_name && node.tunnel_address().is_some())
+            .flat_map(|node| node.pod_cidrs.iter().copied())
+            .filter(|cidr| !facts.pod_cidrs.contains(cidr))
+            .collect();
+        Some(Self { facts, remote })
+    }
+}
+
+/// Sets the node's network up, and again whenever what it depends on changes.
+#[derive(Debug)]
+pub struct NodeSetup {
+    netlink: Netlink,
+    path: PathBuf,
+    mtu: Option<u32>,
+    done: Option<(Wanted, NodeNetwork)>,
+}
+
+impl NodeSetup {
+    /// `path`: the file that keeps the facts. `mtu`: instead of the uplink's less the overhead.
+    ///
+    /// # Errors
+    ///
+    /// When there is no netlink socket to be had.
+    pub fn new(path: PathBuf, mtu: Option<u32>) -> Result<Self> {
+        Ok(Self {
+            netlink: Netlink::host()?,
+            path,
+            mtu,
+            done: None,
+        })
+    }
+
+    /// What an earlier agent knew of the node.
+    pub fn remembered(&self) -> Option<NodeFacts> {
+        NodeFacts::load(&self.path)
+    }
+
+    /// Makes the network for facts from an earlier time: the device only, the routes stay as they
+    /// are until the nodes are known.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub async fn restore(&mut self, facts: NodeFacts) -> Result<NodeNetwork> {
+        sysctl::enable_forwarding();
+        self.device(facts).await
+    }
+
+    /// Makes the network as the state wants it; returns it if it was changed or repaired.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses; the next call tries again.
+    pub async fn apply(
+        &mut self,
+        wanted: Wanted,
+        endpoints: &Endpoints,
+    ) -> Result<Option<NodeNetwork>> {
+        if self.done.as_ref().is_some_and(|(done, _)| *done == wanted) {
+            return Ok(None);
+        }
+        let known_address = self.done.take().map(|(done, _)| done.facts.address);
+        wanted.facts.store(&self.path)?;
+        sysctl::enable_forwarding();
+        let network = self.device(wanted.facts.clone()).await?;
+        let address = network.facts.address;
+
+        let through_overlay = |to: &IpNet| Route {
+            to: *to,
+            via: Via::Interface {
+                index: network.overlay,
+                source: address,
+            },
+        };
+        let same_family = |cidr: &&IpNet| cidr.network().is_ipv4() == address.is_ipv4();
+        let routes: BTreeSet<Route> = wanted
+            .remote
+            .iter()
+            .filter(same_family)
+            .map(through_overlay)
+            .chain(wanted.facts.pod_cidrs.iter().map(|to| Route {
+                to: *to,
+                via: Via::Unreachable,
+            }))
+            .collect();
+        let outcome = routes::reconcile(&self.netlink, network.overlay, &routes).await?;
+        if outcome.failed > 0 {
+            anyhow::bail!(
+                "{} of {} routes could not be set",
+                outcome.failed,
+                routes.len()
+            );
+        }
+        if known_address != Some(address) {
+            self.readdress(endpoints, address).await;
+        }
+        info!(
+            %address, mtu = network.mtu, routes = routes.len(), added = outcome.added,
+            removed = outcome.removed, "the node's network is set up"
+        );
+        self.done = Some((wanted, network.clone()));
+        Ok(Some(network))
+    }
+
+    async fn device(&self, facts: NodeFacts) -> Result<NodeNetwork> {
+        let mtu = match self.mtu {
+            Some(mtu) => mtu,
+            None => match uplink::with_address(&self.netlink, facts.address).await? {
+                Some(link) => link.mtu.saturating_sub(overlay::OVERHEAD),
+                None => {
+                    warn!(address = %facts.address, mtu = UPLINK_MTU, "no interface has the node's address; its MTU is assumed. Give --mtu or --node-address if that is wrong");
+                    UPLINK_MTU - overlay::OVERHEAD
+                }
+            },
+        };
+        let link = overlay::ensure(&self.netlink, mtu).await?;
+        Ok(NodeNetwork {
+            facts,
+            overlay: link.index,
+            mtu,
+        })
+    }
+
+    /// Makes the node's side of every pod again, with its present address as their source.
+    async fn readdress(&self, endpoints: &Endpoints, address: IpAddr) {
+        for record in endpoints.all() {
+            let result = async {
+                let link = self.netlink.link(&record.interface).await?;
+                veth::activate_host(&self.netlink, &link, record.mac, &record.addresses, address)
+                    .await
+            }
+            .await;
+            if let Err(error) = result {
+                // A pod that is being removed at this moment; or what STATUS and the log tell.
+                warn!(interface = record.interface, pod = record.pod, %error, "cannot renew the way to a pod");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_core::model::Node;
+
+    fn node(name: &str, address: &str, cidr: &str) -> (String, Node) {
+        let node = Node {
+            name: name.to_owned(),
+            internal_ips: vec![address.parse().expect("an address")],
+            pod_cidrs: vec![cidr.parse().expect("a network")],
+            labels: Default::default(),
+        };
+        (name.to_owned(), node)
+    }
+
+    #[test]
+    fn routes_go_to_the_other_nodes() {
+        let state = ClusterState {
+            node_name: "a".to_owned(),
+            nodes: [
+                node("a", "172.30.0.2", "10.244.0.0/24"),
+                node("b", "172.30.0.3", "10.244.1.0/24"),
+            ]
+            .into(),
+            ..ClusterState::default()
+        };
+        let wanted = Wanted::of(&state, None).expect("known");
+        assert_eq!(wanted.facts.address.to_string(), "172.30.0.2");
+        assert_eq!(
+            wanted.remote,
+            ["10.244.1.0/24".parse().expect("a network")].into()
+        );
+        let other: IpAddr = [192, 0, 2, 1].into();
+        assert_eq!(
+            Wanted::of(&state, Some(other))
+                .expect("known")
+                .facts
+                .address,
+            other
+        );
+        assert_eq!(Wanted::of(&ClusterState::default(), None), None);
+    }
+
+    #[test]
+    fn facts_survive_a_restart() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("node.json");
+        assert_eq!(NodeFacts::load(&path), None);
+        let facts = NodeFacts {
+            address: [172, 30, 0, 2].into(),
+            pod_cidrs: vec!["10.244.0.0/24".parse().expect("a network")],
+        };
+        facts.store(&path).expect("writes");
+        assert_eq!(NodeFacts::load(&path), Some(facts));
+        std::fs::write(&path, "{").expect("writes");
+        assert_eq!(NodeFacts::load(&path), None);
+    }
+}

@@ -1,0 +1,539 @@
+//! The loop that makes the kernel follow the cluster.
+//!
+//! ```text
+//!   a watch or an endpoint changed --(a few ms for more)--> compile --diff--> apply --> epoch
+//!         ^                                                                   |
+//!         `------------------------ again after a pause <------ failed -------'
+//! ```
+//!
+//! Invariants:
+//! - Nothing is compiled before every watch was listed once. Until then only endpoints come and go,
+//!   and new ones get no policy set, which the datapath reads as: only the own node's traffic.
+//! - The programs of an earlier agent stay attached until the maps hold a complete compilation.
+//! - The mirror is what the maps hold: read back at the start and after every failure.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use tokio::sync::watch;
+use tracing::{debug, error, info, warn};
+use weft_abi::addr::{Addr4, Addr6};
+use weft_abi::config::Config as DatapathConfig;
+use weft_abi::endpoint::{ENFORCE_EGRESS, ENFORCE_INGRESS, Endpoint};
+use weft_core::compile::{Compiler, Desired};
+use weft_core::contents::Contents;
+use weft_core::diff::{Changes, Step, diff};
+use weft_core::family::{Address, underlay};
+
+use crate::backoff::Backoff;
+use crate::bpf::attach::Attacher;
+use crate::bpf::tables::{TableError, Tables};
+use crate::config::Config;
+use crate::endpoints::{Endpoints, Record};
+use crate::ipam::Ipam;
+use crate::netlink::overlay;
+use crate::node::{NodeNetwork, NodeSetup, Wanted};
+use crate::watch::Cluster;
+
+/// How long to wait for more changes after the first: an object's change often comes with others.
+const DEBOUNCE: Duration = Duration::from_millis(3);
+
+/// What the agent's tasks share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The configuration.
+    pub config: Config,
+    /// The cluster as the watches know it.
+    pub cluster: Arc<Cluster>,
+    /// The endpoints of this node.
+    pub endpoints: Endpoints,
+    /// The addresses of this node.
+    pub ipam: Mutex<Ipam>,
+    /// The programs.
+    pub attacher: Mutex<Attacher>,
+    /// The maps.
+    pub maps: Mutex<Maps>,
+    /// The node's network, once it is set up.
+    pub node: watch::Sender<Option<NodeNetwork>>,
+    /// What the last application left.
+    pub applied: watch::Sender<Applied>,
+}
+
+/// The maps, what they hold, and what that means.
+#[derive(Debug)]
+pub struct Maps {
+    /// The maps.
+    pub tables: Tables,
+    /// What they hold.
+    pub mirror: Contents,
+    /// The last compilation: the meaning of rule, identity and service numbers.
+    pub desired: Desired,
+    /// The datapath's configuration as it was last written.
+    pub config: DatapathConfig,
+}
+
+/// The state of application.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Applied {
+    /// Whether a complete compilation was ever applied by this agent.
+    pub complete: bool,
+    /// Whether the maps are as they should be.
+    pub clean: bool,
+    /// The host's interfaces of endpoints whose policy set is in the maps.
+    #[serde(skip)]
+    pub ready: BTreeSet<String>,
+    /// When changes were last applied without a failure.
+    #[serde(serialize_with = "crate::watch::unix_seconds")]
+    pub at: Option<SystemTime>,
+    /// How many times changes were applied.
+    pub count: u64,
+    /// Map entries written by the last application.
+    pub entries: usize,
+    /// Its duration, compilation included, in microseconds.
+    pub micros: u128,
+    /// Failures so far.
+    pub failures: u64,
+    /// The last failure; absent when the last attempt succeeded.
+    pub error: Option<String>,
+}
+
+impl Shared {
+    /// The maps, locked.
+    pub fn maps(&self) -> MutexGuard<'_, Maps> {
+        // What a panic may leave behind is found by the next read-back.
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The addresses, locked.
+    pub fn ipam(&self) -> MutexGuard<'_, Ipam> {
+        // Every change is on disk before it is in memory.
+        self.ipam.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The programs, locked.
+    pub fn attacher(&self) -> MutexGuard<'_, Attacher> {
+        self.attacher.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Maps {
+    /// Takes over what the maps hold.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be read.
+    pub fn new(tables: Tables) -> Result<Self, TableError> {
+        let mirror = tables.read()?;
+        let config = tables.config()?;
+        Ok(Self {
+            tables,
+            mirror,
+            desired: Desired::default(),
+            config,
+        })
+    }
+
+    /// Applies changes in their order, up to the first failure.
+    fn apply(&mut self, changes: &Changes) -> Result<(), TableError> {
+        for step in &changes.steps {
+            match step {
+                Step::Write(batch) => self.tables.write(batch, &mut self.mirror)?,
+                Step::BumpEpoch => {
+                    let epoch = next_epoch(self.config.epoch);
+                    self.set_config(DatapathConfig {
+                        epoch,
+                        ..self.config
+                    })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn set_config(&mut self, config: DatapathConfig) -> Result<(), TableError> {
+        self.tables.set_config(config)?;
+        self.config = config;
+        Ok(())
+    }
+}
+
+/// The epoch after this one; 0 is never current.
+fn next_epoch(epoch: u32) -> u32 {
+    epoch.wrapping_add(1).max(1)
+}
+
+/// The loop.
+pub struct Reconciler {
+    shared: Arc<Shared>,
+    node: NodeSetup,
+    compiler: Compiler,
+    ticks_per_second: u32,
+    backoff: Backoff,
+    last_error: Option<String>,
+    links_swapped: bool,
+}
+
+impl Reconciler {
+    /// A loop over what is shared.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel's tick cannot be found out.
+    pub fn new(shared: Arc<Shared>, node: NodeSetup) -> Result<Self> {
+        let mut compiler = Compiler::new();
+        compiler.adopt(&shared.maps().mirror);
+        Ok(Self {
+            shared,
+            node,
+            compiler,
+            ticks_per_second: ticks_per_second()?,
+            backoff: Backoff::new(Duration::from_millis(50), Duration::from_secs(10)),
+            last_error: None,
+            links_swapped: false,
+        })
+    }
+
+    /// Runs for ever.
+    pub async fn run(mut self) {
+        if let Some(facts) = self.node.remembered() {
+            match self.node.restore(facts).await {
+                Ok(network) => self.set_node(network),
+                Err(error) => warn!(
+                    error = format!("{error:#}"),
+                    "cannot restore the node's network"
+                ),
+            }
+        }
+        loop {
+            match self.once().await {
+                Ok(()) => {
+                    self.backoff.reset();
+                    self.last_error = None;
+                    self.shared.cluster.changed().await;
+                    tokio::time::sleep(DEBOUNCE).await;
+                }
+                Err(error) => {
+                    let pause = self.failed(&error);
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        () = async {
+                            self.shared.cluster.changed().await;
+                            tokio::time::sleep(DEBOUNCE).await;
+                        } => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn failed(&mut self, error: &anyhow::Error) -> Duration {
+        let text = format!("{error:#}");
+        let pause = self.backoff.pause();
+        if self.last_error.as_ref() == Some(&text) {
+            debug!(
+                error = text,
+                ?pause,
+                "the kernel still does not follow the cluster"
+            );
+        } else {
+            error!(
+                error = text,
+                "the kernel does not follow the cluster; trying again until it does"
+            );
+        }
+        self.shared.applied.send_modify(|applied| {
+            applied.clean = false;
+            applied.failures += 1;
+            applied.error = Some(text.clone());
+        });
+        self.last_error = Some(text);
+        // What was written before the failure is known, but not why it failed: trust the maps.
+        let mut maps = self.shared.maps();
+        match maps.tables.read() {
+            Ok(mirror) => maps.mirror = mirror,
+            Err(error) => warn!(%error, "cannot read the maps back"),
+        }
+        pause
+    }
+
+    async fn once(&mut self) -> Result<()> {
+        let started = Instant::now();
+        let synced = self.shared.cluster.synced();
+        if synced {
+            self.set_up_node().await?;
+        }
+        let endpoints = self.shared.endpoints.for_compiler();
+        let records = self.shared.endpoints.all();
+        let desired = if synced {
+            Some(tokio::task::block_in_place(|| {
+                self.shared.cluster.update(|state| {
+                    state.endpoints = endpoints;
+                    self.compiler.compile(state)
+                })
+            }))
+        } else {
+            None
+        };
+
+        let entries = tokio::task::block_in_place(|| self.apply(desired, &records))?;
+        if synced && !self.links_swapped {
+            self.swap_links(&records)?;
+        }
+        let ready = self.ready(&records);
+        self.shared.applied.send_modify(|applied| {
+            applied.complete |= synced;
+            applied.clean = true;
+            applied.ready = ready;
+            applied.error = None;
+            if entries > 0 {
+                applied.at = Some(SystemTime::now());
+                applied.count += 1;
+                applied.entries = entries;
+                applied.micros = started.elapsed().as_micros();
+            }
+        });
+        if entries > 0 {
+            debug!(entries, elapsed = ?started.elapsed(), "applied");
+        }
+        Ok(())
+    }
+
+    fn apply(&self, desired: Option<Desired>, records: &[Record]) -> Result<usize> {
+        let mut maps = self.shared.maps();
+        self.configure(&mut maps)?;
+        let changes = match desired {
+            Some(desired) => {
+                for warning in &desired.warnings {
+                    if !maps.desired.warnings.contains(warning) {
+                        warn!(object = warning.object, "{}", warning.message);
+                    }
+                }
+                let changes = diff(&maps.mirror, &desired.contents);
+                // The meanings first: an event of a new rule may come before this returns.
+                maps.desired = desired;
+                changes
+            }
+            None => diff(&maps.mirror, &without_policies(&maps.mirror, records)),
+        };
+        maps.apply(&changes).context("cannot write the maps")?;
+        Ok(changes.entries())
+    }
+
+    /// Tells the datapath what it must know of the node, once that is known.
+    fn configure(&self, maps: &mut Maps) -> Result<()> {
+        let Some(network) = self.shared.node.borrow().clone() else {
+            return Ok(());
+        };
+        let wanted = DatapathConfig {
+            epoch: maps.config.epoch,
+            overlay_ifindex: network.overlay,
+            node_address: underlay(network.facts.address),
+            vni: overlay::VNI,
+            ticks_per_second: self.ticks_per_second,
+        };
+        if wanted != maps.config || wanted.epoch == 0 {
+            let epoch = next_epoch(wanted.epoch);
+            maps.set_config(DatapathConfig { epoch, ..wanted })
+                .context("cannot write the configuration")?;
+        }
+        Ok(())
+    }
+
+    async fn set_up_node(&mut self) -> Result<()> {
+        let address = self.shared.config.node_address.map(Into::into);
+        let Some(wanted) = self.shared.cluster.with(|state| Wanted::of(state, address)) else {
+            anyhow::bail!(
+                "the API has no Node {} with an InternalIP: check --node-name, or wait for the \
+                 kubelet to register the node",
+                self.shared.config.node_name
+            );
+        };
+        let network = self
+            .node
+            .apply(wanted, &self.shared.endpoints)
+            .await
+            .context("cannot set up the node's network")?;
+        if let Some(network) = network {
+            self.set_node(network);
+        }
+        Ok(())
+    }
+
+    fn set_node(&mut self, network: NodeNetwork) {
+        self.shared.ipam().set_pools(&network.facts.pod_cidrs);
+        let overlay = self
+            .shared
+            .node
+            .borrow()
+            .as_ref()
+            .map(|known| known.overlay);
+        if overlay != Some(network.overlay) {
+            // Another device: it has no programs yet.
+            self.links_swapped = false;
+        }
+        self.shared.node.send_replace(Some(network));
+    }
+
+    /// Puts this agent's programs in the place of an earlier one's, and on the overlay.
+    fn swap_links(&mut self, records: &[Record]) -> Result<()> {
+        let mut attacher = self.shared.attacher();
+        let mut interfaces = BTreeSet::from([overlay::DEVICE.to_owned()]);
+        attacher.attach_overlay()?;
+        let mut failed = None;
+        for record in records {
+            interfaces.insert(record.interface.clone());
+            // A pod that is just being removed has no interface any more; the others go on.
+            if let Err(error) = attacher.attach_pod(&record.interface)
+                && self.shared.endpoints.get(&record.interface).is_some()
+            {
+                failed = Some(error);
+            }
+        }
+        // Endpoints that came since are attached by CNI ADD.
+        interfaces.extend(
+            self.shared
+                .endpoints
+                .all()
+                .into_iter()
+                .map(|record| record.interface),
+        );
+        attacher.sweep(&interfaces);
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        self.links_swapped = true;
+        info!(
+            pods = records.len(),
+            mode = attacher.mode(),
+            "the datapath is in place"
+        );
+        Ok(())
+    }
+
+    fn ready(&self, records: &[Record]) -> BTreeSet<String> {
+        let maps = self.shared.maps();
+        let programmed = |record: &&Record| {
+            record.addresses.iter().all(|address| {
+                let entry = Addr4::from_ip(*address)
+                    .map(|v4| maps.mirror.v4.endpoints.get(&v4))
+                    .or_else(|| {
+                        Addr6::from_ip(*address).map(|v6| maps.mirror.v6.endpoints.get(&v6))
+                    });
+                entry
+                    .flatten()
+                    .is_some_and(|entry| entry.policy_set != 0 && entry.ifindex == record.ifindex)
+            })
+        };
+        records
+            .iter()
+            .filter(programmed)
+            .map(|record| record.interface.clone())
+            .collect()
+    }
+}
+
+/// The contents with the endpoints of these records, where nothing can be compiled yet: what is
+/// programmed stays, what is new has no policy set.
+fn without_policies(current: &Contents, records: &[Record]) -> Contents {
+    let mut contents = current.clone();
+    keep_endpoints::<Addr4>(&mut contents, records);
+    keep_endpoints::<Addr6>(&mut contents, records);
+    contents
+}
+
+fn keep_endpoints<A: Address>(contents: &mut Contents, records: &[Record]) {
+    let endpoints = &mut A::tables_mut(contents).endpoints;
+    let old = std::mem::take(endpoints);
+    for record in records {
+        for address in record
+            .addresses
+            .iter()
+            .filter_map(|address| A::from_ip(*address))
+        {
+            let new = Endpoint {
+                ifindex: record.ifindex,
+                mac: record.mac,
+                enforce: ENFORCE_INGRESS | ENFORCE_EGRESS,
+                ..Endpoint::default()
+            };
+            let same = old
+                .get(&address)
+                .filter(|old| (old.ifindex, old.mac) == (new.ifindex, new.mac))
+                .copied();
+            endpoints.insert(address, same.unwrap_or(new));
+        }
+    }
+}
+
+/// Kernel ticks per second: the coarse clock's resolution is one tick.
+fn ticks_per_second() -> Result<u32> {
+    let tick = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)
+        .context("cannot read the clock's resolution")?;
+    let nanoseconds = tick.tv_nsec();
+    u32::try_from(1_000_000_000_i64.checked_div(nanoseconds).unwrap_or(0))
+        .ok()
+        .filter(|ticks| *ticks > 0)
+        .with_context(|| format!("the clock's resolution of {nanoseconds} ns makes no sense"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoints::tests::record;
+
+    #[test]
+    fn no_epoch_is_ever_zero() {
+        assert_eq!(next_epoch(0), 1);
+        assert_eq!(next_epoch(1), 2);
+        assert_eq!(next_epoch(u32::MAX), 1);
+    }
+
+    #[test]
+    fn the_tick_is_one_that_linux_has() {
+        let ticks = ticks_per_second().expect("known");
+        assert!([100, 250, 300, 1000].contains(&ticks), "{ticks}");
+    }
+
+    #[test]
+    fn before_the_first_compilation_new_endpoints_have_no_policy() {
+        let programmed = Endpoint {
+            ifindex: 1,
+            policy_set: 7,
+            identity: 3,
+            mac: record(1).mac,
+            enforce: ENFORCE_INGRESS,
+            reserved: 0,
+        };
+        let mut current = Contents::default();
+        current
+            .v4
+            .endpoints
+            .insert(Addr4::new([10, 0, 0, 1]), programmed);
+        // An address whose pod went while the agent was down, and is another's now.
+        current
+            .v4
+            .endpoints
+            .insert(Addr4::new([10, 0, 0, 2]), programmed);
+        current
+            .v4
+            .endpoints
+            .insert(Addr4::new([10, 0, 0, 3]), programmed);
+        let contents = without_policies(&current, &[record(1), record(2)]);
+        let sets: Vec<_> = contents
+            .v4
+            .endpoints
+            .iter()
+            .map(|(a, e)| (*a, e.policy_set))
+            .collect();
+        assert_eq!(
+            sets,
+            [
+                (Addr4::new([10, 0, 0, 1]), 7),
+                (Addr4::new([10, 0, 0, 2]), 0)
+            ]
+        );
+    }
+}

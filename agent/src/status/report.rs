@@ -1,0 +1,397 @@
+//! The answers: what is told, gathered from the agent's memory and the maps.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use weft_abi::ABI_VERSION;
+use weft_abi::addr::{Addr4, Addr6};
+use weft_abi::endpoint::{ENFORCE_EGRESS, ENFORCE_INGRESS, Endpoint};
+use weft_abi::policy::{
+    ALLOW, IDENTITY_ANY, INGRESS, POLICY_PREFIX_PEER, POLICY_PREFIX_PORT, POLICY_PREFIX_PROTOCOL,
+    PolicyKey,
+};
+use weft_core::compile::Desired;
+use weft_core::contents::{Contents, FamilyTables, LpmKey};
+use weft_core::family::Address;
+use weft_core::model::ClusterState;
+
+use super::Query;
+use crate::bpf::events::{DropLog, DroppedPacket};
+use crate::reconcile::Shared;
+
+/// How many of the last drops are told.
+const LAST_DROPS: usize = 200;
+
+/// The answer to a query.
+pub fn answer(query: Query, shared: &Shared, drops: &DropLog) -> Value {
+    match query {
+        Query::Status => status(shared),
+        Query::Endpoints => json!({ "endpoints": endpoints(shared) }),
+        Query::Services => json!({ "services": services(shared) }),
+        Query::Policy => json!({ "policy_sets": policy(shared) }),
+        Query::Drops => drop_report(shared, drops),
+    }
+}
+
+fn status(shared: &Shared) -> Value {
+    let network = shared.node.borrow().clone();
+    let applied = shared.applied.borrow().clone();
+    let watches = shared.cluster.watches();
+    let (programs, mode) = {
+        let attacher = shared.attacher();
+        (attacher.loaded().programs(), attacher.mode())
+    };
+    let (pools, addresses) = {
+        let ipam = shared.ipam();
+        (ipam.pools().to_vec(), ipam.allocations().len())
+    };
+    let mut warnings: Vec<String> = shared
+        .cluster
+        .warnings()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let maps = shared.maps();
+    warnings.extend(maps.desired.warnings.iter().map(ToString::to_string));
+    let endpoints = shared.endpoints.all();
+    let ready = endpoints
+        .iter()
+        .filter(|record| applied.ready.contains(&record.interface))
+        .count();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "abi": ABI_VERSION,
+        "node": shared.config.node_name,
+        "healthy": applied.complete && applied.clean,
+        "address": network.as_ref().map(|network| network.facts.address),
+        "mtu": network.as_ref().map(|network| network.mtu),
+        "pod_networks": pools,
+        "addresses_in_use": addresses,
+        "endpoints": { "total": endpoints.len(), "ready": ready },
+        "api": {
+            "connected": watches.values().all(|watch| watch.connected),
+            "synced": shared.cluster.synced(),
+            "watches": watches,
+        },
+        "applied": applied,
+        "epoch": maps.config.epoch,
+        "attachment": mode,
+        "programs": programs,
+        "pins": shared.config.map_dir(),
+        "maps": maps.tables.fill(&maps.mirror),
+        "warnings": warnings,
+    })
+}
+
+/// A pod of this node.
+#[derive(Serialize)]
+struct EndpointReport {
+    pod: String,
+    addresses: Vec<IpAddr>,
+    interface: String,
+    ifindex: u32,
+    mac: String,
+    container: String,
+    ready: bool,
+    policy_set: u32,
+    identity: u32,
+    ingress: &'static str,
+    egress: &'static str,
+}
+
+fn endpoints(shared: &Shared) -> Vec<EndpointReport> {
+    let applied = shared.applied.borrow().ready.clone();
+    let maps = shared.maps();
+    let reports = shared.endpoints.all().into_iter().map(|record| {
+        let entry = record
+            .addresses
+            .iter()
+            .find_map(|address| endpoint_of(&maps.mirror, *address))
+            .unwrap_or_default();
+        EndpointReport {
+            pod: record.endpoint().pod.to_string(),
+            ready: applied.contains(&record.interface),
+            mac: record.mac.map(|byte| format!("{byte:02x}")).join(":"),
+            addresses: record.addresses,
+            interface: record.interface,
+            ifindex: record.ifindex,
+            container: record.owner.container_id,
+            policy_set: entry.policy_set,
+            identity: entry.identity,
+            ingress: enforcement(&entry, ENFORCE_INGRESS),
+            egress: enforcement(&entry, ENFORCE_EGRESS),
+        }
+    });
+    let mut reports: Vec<_> = reports.collect();
+    reports.sort_by(|a, b| a.pod.cmp(&b.pod));
+    reports
+}
+
+fn endpoint_of(contents: &Contents, address: IpAddr) -> Option<Endpoint> {
+    let v4 = Addr4::from_ip(address).and_then(|address| contents.v4.endpoints.get(&address));
+    let v6 = || Addr6::from_ip(address).and_then(|address| contents.v6.endpoints.get(&address));
+    v4.or_else(v6).copied()
+}
+
+fn enforcement(entry: &Endpoint, direction: u8) -> &'static str {
+    if entry.policy_set == 0 {
+        "closed"
+    } else if entry.enforce & direction == 0 {
+        "open"
+    } else {
+        "policy"
+    }
+}
+
+/// A service port.
+#[derive(Serialize)]
+struct ServiceReport {
+    service: String,
+    frontend: String,
+    protocol: u8,
+    scope: u8,
+    affinity_seconds: u32,
+    local_backends: u32,
+    backends: Vec<String>,
+}
+
+fn services(shared: &Shared) -> Vec<ServiceReport> {
+    let maps = shared.maps();
+    let mut reports = Vec::new();
+    family_services(&maps.mirror.v4, &maps.mirror, &maps.desired, &mut reports);
+    family_services(&maps.mirror.v6, &maps.mirror, &maps.desired, &mut reports);
+    reports.sort_by(|a, b| {
+        (&a.service, &a.frontend, a.scope).cmp(&(&b.service, &b.frontend, b.scope))
+    });
+    reports
+}
+
+fn family_services<A: Address>(
+    tables: &FamilyTables<A>,
+    contents: &Contents,
+    desired: &Desired,
+    reports: &mut Vec<ServiceReport>,
+) {
+    for (key, frontend) in &tables.frontends {
+        let backends = (0..frontend.count).filter_map(|slot| {
+            let key = weft_abi::service::SlotKey {
+                service: frontend.service,
+                slot,
+            };
+            let backend = tables.backends.get(&contents.slots.get(&key)?.backend)?;
+            Some(endpoint_text(backend.address.to_ip(), backend.port))
+        });
+        reports.push(ServiceReport {
+            service: desired
+                .services
+                .get(&frontend.service)
+                .cloned()
+                .unwrap_or_else(|| format!("service {}", frontend.service)),
+            frontend: endpoint_text(key.address.to_ip(), key.port),
+            protocol: key.protocol,
+            scope: key.scope,
+            affinity_seconds: frontend.affinity_seconds,
+            local_backends: frontend.local,
+            backends: backends.collect(),
+        });
+    }
+}
+
+fn endpoint_text(address: IpAddr, port: u16) -> String {
+    std::net::SocketAddr::new(address, port).to_string()
+}
+
+/// A policy set.
+#[derive(Serialize)]
+struct PolicySetReport {
+    set: u32,
+    pods: Vec<String>,
+    rules: Vec<RuleReport>,
+}
+
+/// An entry of a policy set.
+#[derive(Serialize)]
+struct RuleReport {
+    direction: &'static str,
+    peers: Vec<String>,
+    identity: Option<u32>,
+    ports: String,
+    verdict: &'static str,
+    rule: String,
+}
+
+fn policy(shared: &Shared) -> Vec<PolicySetReport> {
+    let records = shared.endpoints.all();
+    let maps = shared.maps();
+    let mut sets: BTreeMap<u32, PolicySetReport> = BTreeMap::new();
+    for record in records {
+        let entry = record
+            .addresses
+            .iter()
+            .find_map(|a| endpoint_of(&maps.mirror, *a));
+        let set = entry.unwrap_or_default().policy_set;
+        let report = sets.entry(set).or_insert_with(|| PolicySetReport {
+            set,
+            pods: Vec::new(),
+            rules: Vec::new(),
+        });
+        report.pods.push(record.endpoint().pod.to_string());
+    }
+    for (key, verdict) in &maps.mirror.policy {
+        let PolicyKey {
+            policy_set,
+            identity,
+            direction,
+            ..
+        } = key.data;
+        let report = sets.entry(policy_set).or_insert_with(|| PolicySetReport {
+            set: policy_set,
+            pods: Vec::new(),
+            rules: Vec::new(),
+        });
+        let any = identity == IDENTITY_ANY;
+        let peers = maps.desired.identities.get(&identity).filter(|_| !any);
+        report.rules.push(RuleReport {
+            direction: if direction == INGRESS {
+                "ingress"
+            } else {
+                "egress"
+            },
+            peers: peers.cloned().unwrap_or_else(|| {
+                vec![if any {
+                    "any".to_owned()
+                } else {
+                    format!("identity {identity}")
+                }]
+            }),
+            identity: (!any).then_some(identity),
+            ports: ports_text(key),
+            verdict: if verdict.verdict == ALLOW {
+                "allow"
+            } else {
+                "deny"
+            },
+            rule: rule_text(&maps.desired, verdict.rule).unwrap_or_default(),
+        });
+    }
+    sets.into_values().collect()
+}
+
+/// The protocol and the ports of an entry, in words.
+fn ports_text(key: &LpmKey<PolicyKey>) -> String {
+    if key.prefix_len <= POLICY_PREFIX_PEER {
+        return "any".to_owned();
+    }
+    let PolicyKey { protocol, port, .. } = key.data;
+    let protocol = protocol_text(protocol);
+    if key.prefix_len <= POLICY_PREFIX_PROTOCOL {
+        return protocol;
+    }
+    let first = u32::from(u16::from_be_bytes(port));
+    let last = first + (1 << (POLICY_PREFIX_PORT - key.prefix_len.min(POLICY_PREFIX_PORT))) - 1;
+    if first == last {
+        format!("{protocol} {first}")
+    } else {
+        format!("{protocol} {first}-{last}")
+    }
+}
+
+/// The name of an IP protocol.
+pub fn protocol_text(number: u8) -> String {
+    match number {
+        1 => "ICMP".to_owned(),
+        58 => "ICMPv6".to_owned(),
+        _ => weft_core::model::Protocol::from_number(number).map_or_else(
+            || format!("protocol {number}"),
+            |protocol| protocol.name().to_owned(),
+        ),
+    }
+}
+
+/// A rule number in words.
+pub fn rule_text(desired: &Desired, rule: u32) -> Option<String> {
+    desired.rules.get(rule).map(ToString::to_string)
+}
+
+/// A drop, with the pods that have its addresses now.
+#[derive(Serialize)]
+struct DropReport {
+    #[serde(flatten)]
+    packet: DroppedPacket,
+    protocol_name: String,
+    source_pod: Option<String>,
+    destination_pod: Option<String>,
+}
+
+fn drop_report(shared: &Shared, drops: &DropLog) -> Value {
+    let counts = shared.maps().tables.drops();
+    let (counts, error) = match counts {
+        Ok(counts) => (counts, None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    };
+    let counts: Vec<Value> = counts
+        .into_iter()
+        .map(|(reason, count)| {
+            json!({
+                "reason": reason.name(),
+                "packets": count.packets,
+                "bytes": count.bytes,
+                "description": reason.description().trim(),
+            })
+        })
+        .collect();
+    let last = drops.last(LAST_DROPS);
+    let pods = shared.cluster.with(pods_by_address);
+    let last: Vec<DropReport> = last
+        .into_iter()
+        .map(|packet| DropReport {
+            protocol_name: protocol_text(packet.protocol),
+            source_pod: pods.get(&packet.source).cloned(),
+            destination_pod: pods.get(&packet.destination).cloned(),
+            packet,
+        })
+        .collect();
+    json!({ "counts": counts, "last": last, "error": error })
+}
+
+fn pods_by_address(state: &ClusterState) -> BTreeMap<IpAddr, String> {
+    let pods = state
+        .pods
+        .values()
+        .filter(|pod| !pod.host_network && !pod.terminal);
+    pods.flat_map(|pod| pod.ips.iter().map(|ip| (*ip, pod.key.to_string())))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(prefix_len: u32, port: u16) -> LpmKey<PolicyKey> {
+        let data = PolicyKey {
+            policy_set: 1,
+            identity: 2,
+            direction: INGRESS,
+            protocol: 6,
+            port: port.to_be_bytes(),
+        };
+        LpmKey::policy(data, prefix_len)
+    }
+
+    #[test]
+    fn ports_read_as_ranges() {
+        assert_eq!(ports_text(&key(POLICY_PREFIX_PEER, 0)), "any");
+        assert_eq!(ports_text(&key(POLICY_PREFIX_PROTOCOL, 0)), "TCP");
+        assert_eq!(ports_text(&key(POLICY_PREFIX_PORT, 8080)), "TCP 8080");
+        assert_eq!(
+            ports_text(&key(POLICY_PREFIX_PORT - 4, 8080)),
+            "TCP 8080-8095"
+        );
+        assert_eq!(
+            ports_text(&key(POLICY_PREFIX_PROTOCOL + 1, 0)),
+            "TCP 0-32767"
+        );
+    }
+}

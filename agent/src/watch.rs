@@ -1,0 +1,452 @@
+//! Watching the Kubernetes API: one task per kind, all into one typed [`ClusterState`].
+//!
+//! ```text
+//!   list+watch (kube) --> converted by weft-core as it arrives --> ClusterState --> changed()
+//! ```
+//!
+//! Only what the compiler reads is kept; an update that changes none of it (a heartbeat, a counter)
+//! wakes nobody.
+//!
+//! Invariants:
+//! - Nothing is compiled before every kind was listed once ([`Cluster::synced`]).
+//! - When the API vanishes, the last state stays, for ever. A new list replaces a kind at once, when
+//!   it is complete, so deletes that were missed are found and no half list is ever seen.
+//! - An object that cannot be decoded keeps its last good version, so that no policy is lost to a
+//!   typing mistake; it is reported, and the others of its kind go on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use futures::{Stream, StreamExt as _};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::core::DeserializeGuard;
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, Event};
+use kube::{Api, Client, Resource};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
+use weft_core::convert::{self, ConvertError, Converted};
+use weft_core::model::{ClusterState, ObjectKey, Warning};
+
+use crate::backoff::Backoff;
+
+/// Services that another proxy handles are not even fetched.
+const SERVICES: &str = "!service.kubernetes.io/service-proxy-name";
+
+/// The kinds that are watched, by the name that status shows.
+pub const KINDS: [&str; 6] = [
+    "nodes",
+    "namespaces",
+    "pods",
+    "services",
+    "endpointslices",
+    "networkpolicies",
+];
+
+/// How one watch is doing.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct WatchStatus {
+    /// Listed completely at least once since the agent started.
+    pub synced: bool,
+    /// The last thing that the watch said was no error.
+    pub connected: bool,
+    /// Objects in the store.
+    pub objects: usize,
+    /// Complete lists so far: the first one, and one after each gap.
+    pub lists: u64,
+    /// Errors so far.
+    pub errors: u64,
+    /// The last error, kept when the watch recovers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// When the watch last failed.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "unix_seconds"
+    )]
+    pub last_error_at: Option<SystemTime>,
+}
+
+/// Times go to the operator as seconds since 1970.
+pub(crate) fn unix_seconds<S: serde::Serializer>(
+    time: &Option<SystemTime>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let since = time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+    since.map(|since| since.as_secs()).serialize(serializer)
+}
+
+/// The cluster as the watches know it.
+#[derive(Debug)]
+pub struct Cluster {
+    inner: Mutex<Inner>,
+    changed: Notify,
+    synced: watch::Sender<bool>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    state: ClusterState,
+    watches: BTreeMap<&'static str, WatchStatus>,
+    /// Warnings by kind and object, as long as the object is there.
+    warnings: BTreeMap<(&'static str, String), Vec<Warning>>,
+}
+
+impl Cluster {
+    /// Nothing known yet.
+    pub fn new(node_name: &str) -> Arc<Self> {
+        let state = ClusterState {
+            node_name: node_name.to_owned(),
+            ..ClusterState::default()
+        };
+        let watches = KINDS
+            .iter()
+            .map(|kind| (*kind, WatchStatus::default()))
+            .collect();
+        Arc::new(Self {
+            inner: Mutex::new(Inner {
+                state,
+                watches,
+                warnings: BTreeMap::new(),
+            }),
+            changed: Notify::new(),
+            synced: watch::Sender::new(false),
+        })
+    }
+
+    /// Starts the watches. They end with the set.
+    pub fn start(self: &Arc<Self>, client: &Client, tasks: &mut JoinSet<()>) {
+        let plain = watcher::Config::default;
+        tasks.spawn(run(
+            self.clone(),
+            Api::<DeserializeGuard<Node>>::all(client.clone()),
+            plain(),
+            NODES,
+        ));
+        tasks.spawn(run(
+            self.clone(),
+            Api::all(client.clone()),
+            plain(),
+            NAMESPACES,
+        ));
+        tasks.spawn(run(self.clone(), Api::all(client.clone()), plain(), PODS));
+        tasks.spawn(run(
+            self.clone(),
+            Api::all(client.clone()),
+            plain().labels(SERVICES),
+            SERVICE_KIND,
+        ));
+        tasks.spawn(run(self.clone(), Api::all(client.clone()), plain(), SLICES));
+        tasks.spawn(run(
+            self.clone(),
+            Api::all(client.clone()),
+            plain(),
+            POLICIES,
+        ));
+    }
+
+    /// Resolves after the next change, or at once if there was one since the last call.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Wakes who waits for [`Self::changed`].
+    pub fn notify(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Whether every kind was listed once.
+    pub fn synced(&self) -> bool {
+        *self.synced.borrow()
+    }
+
+    /// Waits until every kind was listed once.
+    pub async fn wait_synced(&self) {
+        let mut synced = self.synced.subscribe();
+        // The sender is in `self`, so the channel cannot be closed.
+        let _ = synced.wait_for(|synced| *synced).await;
+    }
+
+    /// Calls `read` with the state. It must be short: the watches wait.
+    pub fn with<T>(&self, read: impl FnOnce(&ClusterState) -> T) -> T {
+        read(&self.lock().state)
+    }
+
+    /// Calls `write` with the state, to set what does not come from the API.
+    pub fn update<T>(&self, write: impl FnOnce(&mut ClusterState) -> T) -> T {
+        write(&mut self.lock().state)
+    }
+
+    /// How each watch is doing.
+    pub fn watches(&self) -> BTreeMap<&'static str, WatchStatus> {
+        self.lock().watches.clone()
+    }
+
+    /// Whether the watch of pods has a connection.
+    pub fn pods_connected(&self) -> bool {
+        self.lock()
+            .watches
+            .get("pods")
+            .is_some_and(|pods| pods.connected)
+    }
+
+    /// What is wrong with objects, at the moment.
+    pub fn warnings(&self) -> Vec<Warning> {
+        self.lock().warnings.values().flatten().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A poisoned lock means that a reader panicked; the state is whole, each change is one
+        // insert or removal.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How objects are told apart.
+trait Id: Ord + Clone + ToString + Send + 'static {
+    fn of(meta: &ObjectMeta) -> Self;
+}
+
+impl Id for String {
+    fn of(meta: &ObjectMeta) -> Self {
+        meta.name.clone().unwrap_or_default()
+    }
+}
+
+impl Id for ObjectKey {
+    fn of(meta: &ObjectMeta) -> Self {
+        Self::new(
+            meta.namespace.clone().unwrap_or_default(),
+            meta.name.clone().unwrap_or_default(),
+        )
+    }
+}
+
+/// A watched kind: how its objects become typed, and where they go.
+struct Kind<K, I, M> {
+    name: &'static str,
+    convert: fn(&K) -> Result<Converted<M>, ConvertError>,
+    table: fn(&mut ClusterState) -> &mut BTreeMap<I, M>,
+}
+
+impl<K, I, M> Clone for Kind<K, I, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<K, I, M> Copy for Kind<K, I, M> {}
+
+const NODES: Kind<Node, String, weft_core::model::Node> = Kind {
+    name: KINDS[0],
+    convert: convert::node,
+    table: |state| &mut state.nodes,
+};
+const NAMESPACES: Kind<Namespace, String, weft_core::model::Namespace> = Kind {
+    name: KINDS[1],
+    convert: convert::namespace,
+    table: |state| &mut state.namespaces,
+};
+const PODS: Kind<Pod, ObjectKey, weft_core::model::Pod> = Kind {
+    name: KINDS[2],
+    convert: convert::pod,
+    table: |state| &mut state.pods,
+};
+const SERVICE_KIND: Kind<Service, ObjectKey, weft_core::model::Service> = Kind {
+    name: KINDS[3],
+    convert: convert::service,
+    table: |state| &mut state.services,
+};
+const SLICES: Kind<EndpointSlice, ObjectKey, weft_core::model::EndpointSlice> = Kind {
+    name: KINDS[4],
+    convert: convert::endpoint_slice,
+    table: |state| &mut state.slices,
+};
+const POLICIES: Kind<NetworkPolicy, ObjectKey, weft_core::model::NetworkPolicy> = Kind {
+    name: KINDS[5],
+    convert: convert::network_policy,
+    table: |state| &mut state.policies,
+};
+
+async fn run<K, I, M>(
+    cluster: Arc<Cluster>,
+    api: Api<DeserializeGuard<K>>,
+    config: watcher::Config,
+    kind: Kind<K, I, M>,
+) where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+    I: Id,
+    M: PartialEq + Clone + Send + 'static,
+{
+    // Fast enough to recover within seconds, slow enough not to press an API server that starts.
+    let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    let events = watcher::watcher(api, config).backoff(backoff);
+    follow(&cluster, kind, events).await;
+}
+
+/// Applies a watch's events for ever.
+async fn follow<K, I, M>(
+    cluster: &Cluster,
+    kind: Kind<K, I, M>,
+    events: impl Stream<Item = watcher::Result<Event<DeserializeGuard<K>>>>,
+) where
+    K: Resource<DynamicType = ()>,
+    I: Id,
+    M: PartialEq + Clone,
+{
+    let mut events = std::pin::pin!(events);
+    let mut listing = BTreeMap::new();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(event) => cluster.apply(kind, event, &mut listing),
+            Err(error) => cluster.watch_failed(kind.name, &error),
+        }
+    }
+    warn!(
+        kind = kind.name,
+        "the watch ended; it will not be restarted"
+    );
+}
+
+impl Cluster {
+    fn apply<K, I, M>(
+        &self,
+        kind: Kind<K, I, M>,
+        event: Event<DeserializeGuard<K>>,
+        listing: &mut BTreeMap<I, M>,
+    ) where
+        K: Resource<DynamicType = ()>,
+        I: Id,
+        M: PartialEq + Clone,
+    {
+        let mut inner = self.lock();
+        let changed = match event {
+            Event::Apply(object) => {
+                let (id, model) = inner.read(kind, &object);
+                let table = (kind.table)(&mut inner.state);
+                match model {
+                    Some(model) if table.get(&id) == Some(&model) => false,
+                    Some(model) => {
+                        table.insert(id, model);
+                        true
+                    }
+                    None => table.remove(&id).is_some(),
+                }
+            }
+            Event::Delete(object) => {
+                let id = I::of(object.meta());
+                inner.warnings.remove(&(kind.name, id.to_string()));
+                (kind.table)(&mut inner.state).remove(&id).is_some()
+            }
+            Event::Init => {
+                listing.clear();
+                false
+            }
+            Event::InitApply(object) => {
+                let (id, model) = inner.read(kind, &object);
+                if let Some(model) = model {
+                    listing.insert(id, model);
+                }
+                false
+            }
+            Event::InitDone => {
+                let listed = std::mem::take(listing);
+                let names: BTreeSet<String> = listed.keys().map(ToString::to_string).collect();
+                inner
+                    .warnings
+                    .retain(|(of, id), _| *of != kind.name || names.contains(id));
+                let table = (kind.table)(&mut inner.state);
+                let changed = *table != listed;
+                *table = listed;
+                let status = inner.watches.entry(kind.name).or_default();
+                status.lists += 1;
+                let first = !status.synced;
+                status.synced = true;
+                changed || first
+            }
+        };
+        let objects = (kind.table)(&mut inner.state).len();
+        let status = inner.watches.entry(kind.name).or_default();
+        if !status.connected && status.errors > 0 {
+            info!(kind = kind.name, "the watch works again");
+        }
+        status.connected = true;
+        status.objects = objects;
+        let all = inner.watches.values().all(|watch| watch.synced);
+        drop(inner);
+        if all {
+            self.synced
+                .send_if_modified(|synced| !std::mem::replace(synced, true));
+        }
+        if changed {
+            self.changed.notify_one();
+        }
+    }
+
+    fn watch_failed(&self, kind: &'static str, error: &watcher::Error) {
+        let mut inner = self.lock();
+        let status = inner.watches.entry(kind).or_default();
+        let text = error.to_string();
+        // An API server that is away would otherwise fill the log.
+        if status.connected || status.errors == 0 {
+            warn!(kind, error = %text, "the watch failed; the last state stays, retrying");
+        } else {
+            debug!(kind, error = %text, "the watch failed again");
+        }
+        status.connected = false;
+        status.errors += 1;
+        status.last_error = Some(text);
+        status.last_error_at = Some(SystemTime::now());
+    }
+}
+
+impl Inner {
+    /// The typed form of an object: the last good one if this one cannot be decoded.
+    fn read<K, I, M>(&mut self, kind: Kind<K, I, M>, object: &DeserializeGuard<K>) -> (I, Option<M>)
+    where
+        K: Resource<DynamicType = ()>,
+        I: Id,
+        M: Clone,
+    {
+        let id = I::of(object.meta());
+        let (model, warnings) = match object.0.as_ref().map(kind.convert) {
+            Ok(Ok(Converted { object, warnings })) => (Some(object), warnings),
+            Ok(Err(error)) => (None, vec![warning::<K>(&id, &error.to_string())]),
+            Err(invalid) => {
+                let text = format!("its last good version stays: {}", invalid.error);
+                let last_good = (kind.table)(&mut self.state).get(&id).cloned();
+                (
+                    last_good,
+                    vec![warning::<K>(&id, &format!("cannot be decoded, {text}"))],
+                )
+            }
+        };
+        let key = (kind.name, id.to_string());
+        if self.warnings.get(&key) != Some(&warnings) {
+            for warning in &warnings {
+                warn!(object = warning.object, "{}", warning.message);
+            }
+        }
+        if warnings.is_empty() {
+            self.warnings.remove(&key);
+        } else {
+            self.warnings.insert(key, warnings);
+        }
+        (id, model)
+    }
+}
+
+fn warning<K: Resource<DynamicType = ()>>(id: &impl ToString, message: &str) -> Warning {
+    Warning {
+        object: format!("{} {}", K::kind(&()), id.to_string()),
+        message: message.to_owned(),
+    }
+}
