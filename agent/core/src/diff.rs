@@ -134,6 +134,17 @@ impl Changes {
             .sum()
     }
 
+    /// These changes and then others, with one epoch for all of them: what is decided on the way is
+    /// decided again at the end.
+    #[must_use]
+    pub fn then(mut self, next: Self) -> Self {
+        if next.steps.contains(&Step::BumpEpoch) {
+            self.steps.retain(|step| *step != Step::BumpEpoch);
+        }
+        self.steps.extend(next.steps);
+        self
+    }
+
     fn write(&mut self, batch: Batch) {
         if batch.len() > 0 {
             self.steps.push(Step::Write(batch));

@@ -17,11 +17,12 @@ mod numbers;
 mod services;
 mod sets;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use weft_abi::{
     addr::{Addr4, Addr6},
     endpoint::{ENFORCE_EGRESS, ENFORCE_INGRESS, Endpoint},
+    ipcache::IDENTITY_NONE,
 };
 
 use self::{
@@ -31,8 +32,9 @@ use self::{
 };
 use crate::{
     contents::Contents,
+    diff::{Changes, diff},
     family::Address,
-    model::{ClusterState, LocalEndpoint, Warning},
+    model::{ClusterState, Warning},
     rules::{Direction, Rule, RuleTable},
 };
 
@@ -52,6 +54,23 @@ pub struct Desired {
     pub services: BTreeMap<u32, String>,
     /// What an operator should know about the objects, beyond what converting them told.
     pub warnings: Vec<Warning>,
+    /// What the maps have to hold on the way there, one after the other.
+    stages: Vec<Contents>,
+}
+
+impl Desired {
+    /// What turns `current` into the desired contents. Where endpoints change their policy set, on
+    /// a way on which every packet is judged by the whole old or the whole new one.
+    #[must_use]
+    pub fn changes(&self, current: &Contents) -> Changes {
+        let mut changes = Changes::default();
+        let mut from = current;
+        for stage in self.stages.iter().chain([&self.contents]) {
+            changes = changes.then(diff(from, stage));
+            from = stage;
+        }
+        changes
+    }
 }
 
 /// Compiles the cluster state, and keeps the numbers that it gave.
@@ -61,6 +80,23 @@ pub struct Compiler {
     identities: Numbers<Vec<(Arc<Atom>, u16)>>,
     rules: Numbers<Arc<Rule>>,
     services: services::Memory,
+    previous: Policies,
+}
+
+/// The policy sets of a compilation, and who has them.
+#[derive(Clone, Debug, Default)]
+struct Policies {
+    /// Numbers of the sets that isolate.
+    sets: BTreeMap<Arc<PolicySet>, u32>,
+    assigned: BTreeMap<IpAddr, Assignment>,
+}
+
+/// What an endpoint's entry says about its policies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Assignment {
+    container_id: String,
+    set: u32,
+    enforce: u8,
 }
 
 impl Default for Compiler {
@@ -70,6 +106,7 @@ impl Default for Compiler {
             identities: Numbers::new(1),
             rules: Numbers::new(1),
             services: services::Memory::default(),
+            previous: Policies::default(),
         }
     }
 }
@@ -94,19 +131,104 @@ impl Compiler {
             contents, warnings, ..
         } = &mut desired;
         desired.services = self.services.compile(state, contents, warnings);
-        self.compile_policy(state, &mut desired);
+        self.sets.begin();
+        self.identities.begin();
+        self.rules.begin();
+
+        let policies = self.policies(state, &mut desired.warnings);
+        desired.stages = self.stages(state, &policies, &desired.contents);
+        self.assemble(state, &policies, &mut desired);
+        self.previous = policies;
         desired.warnings.sort();
         desired.warnings.dedup();
         desired
     }
 
-    fn compile_policy(&mut self, state: &ClusterState, desired: &mut Desired) {
-        self.sets.begin();
-        self.identities.begin();
-        self.rules.begin();
+    fn policies(&mut self, state: &ClusterState, warnings: &mut Vec<Warning>) -> Policies {
+        let mut policies = Policies::default();
+        for (endpoint, set) in sets::of_endpoints(state) {
+            let number = match &set {
+                None => 0,
+                Some(set) if set.is_open() => POLICY_SET_OPEN,
+                Some(set) => {
+                    let number = self.sets.number(set, None);
+                    policies.sets.insert(Arc::clone(set), number);
+                    number
+                }
+            };
+            let sides = set.iter().flat_map(|set| set.sides());
+            let enforce = sides.fold(0, |bits, (direction, _)| {
+                bits | match direction {
+                    Direction::Ingress => ENFORCE_INGRESS,
+                    Direction::Egress => ENFORCE_EGRESS,
+                }
+            });
+            for ip in &endpoint.ips {
+                let container_id = endpoint.container_id.clone();
+                let assignment = Assignment {
+                    container_id,
+                    set: number,
+                    enforce,
+                };
+                if let Some(other) = policies.assigned.insert(*ip, assignment) {
+                    warnings.push(Warning {
+                        object: format!("Pod {}", endpoint.pod),
+                        message: format!(
+                            "two interfaces of this node have its address {ip}; that of container \
+                             {} is used, that of {} is not",
+                            endpoint.container_id, other.container_id
+                        ),
+                    });
+                }
+            }
+        }
+        policies
+    }
 
-        let subjects = sets::of_endpoints(state);
-        let atoms = Atoms::of(subjects.iter().filter_map(|(_, set)| set.as_ref()));
+    /// The way to a state in which endpoints have other policy sets than before.
+    ///
+    /// Sets and identities change together: the old set knows nothing of identities that only new
+    /// policies distinguish, nor the new set of the old ones. So first every address gets the
+    /// identity by which both old and new sets know it; then the endpoints are flipped, each in one
+    /// write; and then, with the final contents, addresses lose what only the old sets needed.
+    fn stages(
+        &mut self,
+        state: &ClusterState,
+        policies: &Policies,
+        services: &Contents,
+    ) -> Vec<Contents> {
+        let previous = std::mem::take(&mut self.previous);
+        let before = |ip: &IpAddr, now: &Assignment| {
+            let before = previous.assigned.get(ip)?;
+            let flips = before != now && before.container_id == now.container_id && before.set != 0;
+            flips.then(|| before.clone())
+        };
+        let flipping = policies
+            .assigned
+            .iter()
+            .filter_map(|(ip, now)| Some((*ip, before(ip, now)?)));
+        let flipping: Vec<_> = flipping.collect();
+        if flipping.is_empty() {
+            return Vec::new();
+        }
+        let mut both = policies.clone();
+        both.sets.extend(previous.sets);
+        let mut flipped = Desired {
+            contents: services.clone(),
+            ..Desired::default()
+        };
+        self.assemble(state, &both, &mut flipped);
+        let mut unflipped = flipped.contents.clone();
+        for (ip, before) in flipping {
+            set_assignment::<Addr4>(&mut unflipped, ip, &before);
+            set_assignment::<Addr6>(&mut unflipped, ip, &before);
+        }
+        vec![unflipped, flipped.contents]
+    }
+
+    /// Adds addresses, endpoints and policy entries to the contents.
+    fn assemble(&mut self, state: &ClusterState, policies: &Policies, desired: &mut Desired) {
+        let atoms = Atoms::of(policies.sets.keys());
         let mut matcher = Matcher::new(state, &atoms);
         let mut identities = Identities::new();
         let warnings = &mut desired.warnings;
@@ -114,27 +236,8 @@ impl Compiler {
         let v6 = ipcache::build(state, &atoms, &mut matcher, &mut identities, warnings);
 
         let numbers = self.number_identities(&atoms, &identities, &mut desired.identities);
-        put_addresses::<Addr4>(&mut desired.contents, &v4, &numbers);
-        put_addresses::<Addr6>(&mut desired.contents, &v6, &numbers);
-
-        let mut written = BTreeMap::new();
-        for set in subjects.iter().filter_map(|(_, set)| set.as_ref()) {
-            if !set.is_open() && !written.contains_key(set) {
-                written.insert(Arc::clone(set), self.sets.number(set, None));
-            }
-        }
-        for (endpoint, set) in &subjects {
-            let number = set.as_ref().map_or(0, |set| {
-                written.get(set).copied().unwrap_or(POLICY_SET_OPEN)
-            });
-            let value = Draft {
-                endpoint,
-                set: set.as_deref(),
-                number,
-            };
-            value.put::<Addr4>(desired, &v4, &numbers);
-            value.put::<Addr6>(desired, &v6, &numbers);
-        }
+        put_addresses::<Addr4>(&mut desired.contents, state, policies, &v4, &numbers);
+        put_addresses::<Addr6>(&mut desired.contents, state, policies, &v6, &numbers);
 
         let members = entries::members(&identities, &numbers);
         let mut writer = entries::Writer {
@@ -144,7 +247,7 @@ impl Compiler {
             rules: &mut desired.rules,
             contents: &mut desired.contents,
         };
-        for (set, number) in &written {
+        for (set, number) in &policies.sets {
             writer.write(*number, set);
         }
     }
@@ -158,7 +261,7 @@ impl Compiler {
     ) -> Vec<u32> {
         let number = |elements: &[identities::Element]| {
             if elements.is_empty() {
-                return weft_abi::ipcache::IDENTITY_NONE;
+                return IDENTITY_NONE;
             }
             let content: Vec<_> = elements
                 .iter()
@@ -180,52 +283,50 @@ impl Compiler {
     }
 }
 
-fn put_addresses<A: Address>(contents: &mut Contents, table: &ipcache::Table<A>, numbers: &[u32]) {
-    let entries = table
-        .entries
-        .iter()
-        .map(|(key, draft)| (*key, draft.entry(numbers)));
-    A::tables_mut(contents).ipcache.extend(entries);
-}
-
-/// A local endpoint, on its way into the maps.
-struct Draft<'a> {
-    endpoint: &'a LocalEndpoint,
-    set: Option<&'a PolicySet>,
-    number: u32,
-}
-
-impl Draft<'_> {
-    fn put<A: Address>(&self, desired: &mut Desired, table: &ipcache::Table<A>, numbers: &[u32]) {
-        let isolated = self.set.into_iter().flat_map(PolicySet::sides);
-        let enforce = isolated.fold(0, |bits, (direction, _)| {
-            bits | match direction {
-                Direction::Ingress => ENFORCE_INGRESS,
-                Direction::Egress => ENFORCE_EGRESS,
-            }
-        });
-        for address in self.endpoint.ips.iter().filter_map(|ip| A::from_ip(*ip)) {
-            let identity = table.endpoints.get(&address);
-            let identity = identity.and_then(|index| numbers.get(*index)).copied();
+fn put_addresses<A: Address>(
+    contents: &mut Contents,
+    state: &ClusterState,
+    policies: &Policies,
+    table: &ipcache::Table<A>,
+    numbers: &[u32],
+) {
+    let tables = A::tables_mut(contents);
+    tables.ipcache.extend(
+        table
+            .entries
+            .iter()
+            .map(|(key, draft)| (*key, draft.entry(numbers))),
+    );
+    for endpoint in state.endpoints.values() {
+        for ip in &endpoint.ips {
+            let assigned = policies.assigned.get(ip);
+            let assigned = assigned.filter(|other| other.container_id == endpoint.container_id);
+            let (Some(address), Some(assigned)) = (A::from_ip(*ip), assigned) else {
+                continue;
+            };
+            let identity = table
+                .endpoints
+                .get(&address)
+                .and_then(|index| numbers.get(*index));
             let value = Endpoint {
-                ifindex: self.endpoint.ifindex,
-                policy_set: self.number,
-                identity: identity.unwrap_or(weft_abi::ipcache::IDENTITY_NONE),
-                mac: self.endpoint.mac,
-                enforce,
+                ifindex: endpoint.ifindex,
+                policy_set: assigned.set,
+                identity: identity.copied().unwrap_or(IDENTITY_NONE),
+                mac: endpoint.mac,
+                enforce: assigned.enforce,
                 reserved: 0,
             };
-            let endpoints = &mut A::tables_mut(&mut desired.contents).endpoints;
-            if endpoints.insert(address, value).is_some() {
-                desired.warnings.push(Warning {
-                    object: format!("Pod {}", self.endpoint.pod),
-                    message: format!(
-                        "two interfaces of this node have its address {}; container {} has it now",
-                        address.to_ip(),
-                        self.endpoint.container_id
-                    ),
-                });
-            }
+            tables.endpoints.insert(address, value);
         }
+    }
+}
+
+fn set_assignment<A: Address>(contents: &mut Contents, ip: IpAddr, assigned: &Assignment) {
+    let Some(address) = A::from_ip(ip) else {
+        return;
+    };
+    if let Some(endpoint) = A::tables_mut(contents).endpoints.get_mut(&address) {
+        endpoint.policy_set = assigned.set;
+        endpoint.enforce = assigned.enforce;
     }
 }

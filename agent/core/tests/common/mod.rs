@@ -1,0 +1,246 @@
+//! Random clusters, small and crowded: few labels, few addresses, so that everything overlaps.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use proptest::{
+    collection::{btree_map, btree_set, vec},
+    option,
+    prelude::*,
+    sample::{select, subsequence},
+};
+use weft_core::{
+    model::{
+        ClusterState, IpBlock, LocalEndpoint, Namespace, NamespaceScope, NetworkPolicy, Node,
+        ObjectKey, Peer, Peers, Pod, PolicyRule, PortMatch, PortName, PortSpec, Ports, Protocol,
+    },
+    selector::{Labels, Requirement, Selector},
+};
+
+pub const OWN_NODE: &str = "node0";
+const NAMESPACES: [&str; 2] = ["a", "b"];
+const NETWORKS: [&str; 12] = [
+    "0.0.0.0/0",
+    "10.0.0.0/8",
+    "10.0.0.0/23",
+    "10.0.0.0/28",
+    "10.0.1.0/24",
+    "10.0.1.0/28",
+    "10.0.1.2/32",
+    "10.9.0.0/24",
+    "192.0.2.0/24",
+    "::/0",
+    "fd00::/16",
+    "fd00:0:0:1::/64",
+];
+
+/// Addresses of nobody, inside and outside the networks above.
+pub const STRANGERS: [&str; 6] = [
+    "10.0.1.200",
+    "10.77.0.1",
+    "192.0.2.9",
+    "198.51.100.1",
+    "fd00::99",
+    "2001:db8::1",
+];
+
+pub fn ip(text: &str) -> IpAddr {
+    text.parse().expect("a valid address")
+}
+
+fn labels() -> impl Strategy<Value = Labels> {
+    let pairs = [("app", vec!["web", "api", "db"]), ("tier", vec!["x", "y"])];
+    let one = |(key, values): (&'static str, Vec<&'static str>)| {
+        option::of(select(values)).prop_map(move |value| Some((key.to_owned(), value?.to_owned())))
+    };
+    pairs
+        .map(one)
+        .prop_map(|pairs| pairs.into_iter().flatten().collect())
+}
+
+fn requirement() -> impl Strategy<Value = Requirement> {
+    let key = select(vec!["app", "tier"]).prop_map(str::to_owned);
+    let values = btree_set(
+        select(vec!["web", "api", "x"]).prop_map(str::to_owned),
+        1..3,
+    );
+    (key, values, 0..8).prop_map(|(key, values, kind)| match kind {
+        0 | 1 => Requirement::NotIn(key, values),
+        2 => Requirement::Exists(key),
+        3 => Requirement::DoesNotExist(key),
+        4 => Requirement::Never,
+        _ => Requirement::In(key, values),
+    })
+}
+
+fn selector() -> impl Strategy<Value = Selector> {
+    vec(requirement(), 0..3).prop_map(Selector::new)
+}
+
+fn peer(namespace: &'static str) -> impl Strategy<Value = Peer> {
+    let network = || {
+        select(
+            NETWORKS
+                .map(|text| text.parse().expect("a network"))
+                .to_vec(),
+        )
+    };
+    let block = (network(), vec(network(), 0..3)).prop_map(|(cidr, mut except)| {
+        except.sort();
+        except.dedup();
+        Peer::Block(IpBlock { cidr, except })
+    });
+    let scope = prop_oneof![
+        Just(NamespaceScope::Own(namespace.to_owned())),
+        selector().prop_map(NamespaceScope::Matching),
+    ];
+    let pods = (scope, selector()).prop_map(|(namespaces, pods)| Peer::Pods { namespaces, pods });
+    prop_oneof![block, pods]
+}
+
+fn protocol() -> impl Strategy<Value = Protocol> {
+    select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp])
+}
+
+fn port() -> impl Strategy<Value = PortMatch> {
+    let spec = prop_oneof![
+        Just(PortSpec::All),
+        (75_u16..85, 0_u16..20).prop_map(|(first, more)| PortSpec::Range(first, first + more)),
+        select(vec!["http", "dns"]).prop_map(|name| PortSpec::Named(name.to_owned())),
+    ];
+    (protocol(), spec).prop_map(|(protocol, port)| PortMatch { protocol, port })
+}
+
+fn rule(namespace: &'static str) -> impl Strategy<Value = PolicyRule> {
+    let peers = option::of(vec(peer(namespace), 0..3))
+        .prop_map(|peers| peers.map_or(Peers::Any, Peers::Only));
+    let ports =
+        option::of(vec(port(), 0..3)).prop_map(|ports| ports.map_or(Ports::Any, Ports::Only));
+    (peers, ports).prop_map(|(peers, ports)| PolicyRule { peers, ports })
+}
+
+pub fn policies() -> impl Strategy<Value = BTreeMap<ObjectKey, NetworkPolicy>> {
+    let one = (select(NAMESPACES.to_vec()), 0..4).prop_flat_map(|(namespace, index)| {
+        let rules = || option::of(vec(rule(namespace), 0..3));
+        (selector(), rules(), rules()).prop_map(move |(pods, ingress, egress)| NetworkPolicy {
+            key: ObjectKey::new(namespace, format!("policy{index}")),
+            pods,
+            ingress,
+            egress,
+        })
+    });
+    vec(one, 0..5).prop_map(|policies| {
+        policies
+            .into_iter()
+            .map(|policy| (policy.key.clone(), policy))
+            .collect()
+    })
+}
+
+fn pod(index: usize) -> impl Strategy<Value = Pod> {
+    let port = (select(vec!["http", "dns"]), protocol()).prop_map(|(name, protocol)| PortName {
+        name: name.to_owned(),
+        protocol,
+    });
+    let flags = (0_u8..8, 0_u8..8, 0_u8..8);
+    let number = select(vec![53_u16, 80, 81]);
+    (
+        select(NAMESPACES.to_vec()),
+        labels(),
+        0..3_usize,
+        flags,
+        btree_map(port, number, 0..3),
+    )
+        .prop_map(
+            move |(namespace, labels, node, (host, terminal, terminating), named_ports)| {
+                let host_network = host == 0;
+                let ips = if host_network {
+                    vec![ip(&format!("10.9.0.{}", node + 1))]
+                } else {
+                    let last = index + 1;
+                    vec![
+                        ip(&format!("10.0.{node}.{last}")),
+                        ip(&format!("fd00:0:0:{node}::{last}")),
+                    ]
+                };
+                Pod {
+                    key: ObjectKey::new(namespace, format!("pod{index}")),
+                    uid: format!("uid{index}"),
+                    static_uid: None,
+                    labels,
+                    node: Some(format!("node{node}")),
+                    ips,
+                    host_network,
+                    terminal: terminal == 0,
+                    terminating: terminating == 0,
+                    named_ports,
+                }
+            },
+        )
+}
+
+fn node(index: usize) -> Node {
+    Node {
+        name: format!("node{index}"),
+        internal_ips: vec![ip(&format!("10.9.0.{}", index + 1))],
+        pod_cidrs: vec![
+            format!("10.0.{index}.0/24").parse().expect("a network"),
+            format!("fd00:0:0:{index}::/64").parse().expect("a network"),
+        ],
+        labels: Labels::new(),
+    }
+}
+
+/// A cluster of three nodes and two namespaces, one of which may be unknown.
+pub fn cluster() -> impl Strategy<Value = ClusterState> {
+    let pods = (0..7).map(pod).collect::<Vec<_>>();
+    let namespaces = (labels(), subsequence(NAMESPACES.to_vec(), 1..=2));
+    (pods, policies(), namespaces).prop_map(|(pods, policies, (labels, namespaces))| {
+        let mut state = ClusterState {
+            node_name: OWN_NODE.to_owned(),
+            nodes: (0..3)
+                .map(|index| (format!("node{index}"), node(index)))
+                .collect(),
+            policies,
+            ..ClusterState::default()
+        };
+        for name in namespaces {
+            let labels = if name == "a" {
+                labels.clone()
+            } else {
+                Labels::new()
+            };
+            let namespace = Namespace {
+                name: name.to_owned(),
+                labels,
+            };
+            state.namespaces.insert(name.to_owned(), namespace);
+        }
+        for (ifindex, pod) in (1..).zip(pods) {
+            if pod.node.as_deref() == Some(OWN_NODE) && !pod.host_network {
+                let endpoint = LocalEndpoint {
+                    pod: pod.key.clone(),
+                    uid: Some(pod.uid.clone()),
+                    container_id: format!("container-{}", pod.key),
+                    ips: pod.ips.clone(),
+                    ifindex,
+                    mac: [2, 0, 0, 0, 0, 1],
+                };
+                state
+                    .endpoints
+                    .insert(endpoint.container_id.clone(), endpoint);
+            }
+            state.pods.insert(pod.key.clone(), pod);
+        }
+        state
+    })
+}
+
+/// Every address that a test asks about.
+pub fn addresses(state: &ClusterState) -> Vec<IpAddr> {
+    let pods = state.pods.values().flat_map(|pod| pod.ips.iter().copied());
+    let nodes = state
+        .nodes
+        .values()
+        .flat_map(|node| node.internal_ips.iter().copied());
+    pods.chain(nodes).chain(STRANGERS.map(ip)).collect()
+}
