@@ -7,7 +7,7 @@ use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     btf_maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
-use network_types::{eth::EthHdr, icmp::Icmpv4Hdr, ip::Ipv4Hdr, tcp::TcpHdr};
+use network_types::{eth::EthHdr, icmp::Icmpv4Hdr, ip::Ipv4Hdr, tcp::TcpHdr, udp::UdpHdr};
 use weft_abi::{
     addr::{Addr4, Addr6},
     drop::DropReason,
@@ -188,7 +188,7 @@ impl Family for V4 {
         };
         match ip.proto {
             protocol::TCP => {
-                let tcp: [u8; 14] = skb.read(l4).ok_or(MALFORMED)?;
+                let tcp: [u8; TcpHdr::LEN] = skb.read(l4).ok_or(MALFORMED)?;
                 packet.tuple.source_port = u16::from_be_bytes([tcp[0], tcp[1]]);
                 packet.tuple.destination_port = u16::from_be_bytes([tcp[2], tcp[3]]);
                 let flags = tcp[13];
@@ -199,7 +199,7 @@ impl Family for V4 {
                 };
             }
             protocol::UDP | protocol::SCTP => {
-                let ports: [u8; 4] = skb.read(l4).ok_or(MALFORMED)?;
+                let ports: [u8; UdpHdr::LEN] = skb.read(l4).ok_or(MALFORMED)?;
                 packet.tuple.source_port = u16::from_be_bytes([ports[0], ports[1]]);
                 packet.tuple.destination_port = u16::from_be_bytes([ports[2], ports[3]]);
             }
