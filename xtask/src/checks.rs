@@ -4,10 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::{
-    ebpf, process, run, setup,
-    workspace::{DATAPATH, Workspace},
-};
+use crate::{ebpf, process, run, setup, workspace::Workspace};
 
 /// End-to-end tests each start a cluster; more at a time than this only makes all of them slow.
 const TEST_THREADS: &str = "2";
@@ -23,14 +20,8 @@ pub fn lint(workspace: &Workspace) -> Result<()> {
     ebpf::build(workspace, &toolchain)?;
     process::step("clippy for the host, all targets");
     let mut clippy = workspace.cargo("clippy");
-    clippy.args(["--workspace", "--exclude", DATAPATH, "--all-targets"]);
-    process::run(clippy.args(["--", "-Dwarnings"]))?;
-    if workspace.datapath_has_lib() {
-        let mut clippy = workspace.cargo("clippy");
-        clippy.args(["--package", DATAPATH, "--lib", "--profile", "test"]);
-        process::run(clippy.args(["--", "-Dwarnings"]))?;
-    }
-    Ok(())
+    clippy.args(["--workspace", "--all-targets"]);
+    process::run(clippy.args(["--", "-Dwarnings"]))
 }
 
 /// Formatting, then every test; `arguments` go to `cargo test`.
@@ -40,16 +31,10 @@ pub fn test(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     format(workspace)?;
     ebpf::build(workspace, &toolchain)?;
     let binaries = run::build(workspace, run::Profile::Dev)?;
-    let narrowed = selects_packages(arguments);
-    if workspace.datapath_has_lib() && !narrowed {
-        process::step("testing the datapath's pure parts on the host");
-        let mut test = workspace.cargo("test");
-        process::run(test.args(["--package", DATAPATH, "--lib"]).args(arguments))?;
-    }
     process::step("testing the workspace");
     let mut test = workspace.cargo("test");
-    if !narrowed {
-        test.args(["--workspace", "--exclude", DATAPATH, "--no-fail-fast"]);
+    if !selects_packages(arguments) {
+        test.args(["--workspace", "--no-fail-fast"]);
     }
     test.args(arguments);
     if std::env::var_os("RUST_TEST_THREADS").is_none() {

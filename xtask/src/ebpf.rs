@@ -109,7 +109,7 @@ fn describe(elf: &Path, costs: &[Loaded]) -> Result<String> {
                 cell(cost.and_then(|cost| cost.translated)),
                 cell(cost.map(|cost| cost.jited)),
                 cell(cost.and_then(|cost| cost.verified)),
-                cell(stack.and_then(|depths| depths.first().copied())),
+                stack.map_or_else(|| "-".to_owned(), |depths| frames(depths)),
             ]
         })
         .collect();
@@ -131,9 +131,24 @@ fn describe(elf: &Path, costs: &[Loaded]) -> Result<String> {
     ))
 }
 
+/// The stack of a program and of the functions that it calls, without those that need none.
+fn frames(depths: &[u64]) -> String {
+    let depths = depths
+        .iter()
+        .filter(|&&depth| depth > 0)
+        .map(u64::to_string);
+    depths.collect::<Vec<_>>().join("+")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn frames_without_stack_are_left_out() {
+        assert_eq!(frames(&[240, 0, 144]), "240+144");
+        assert_eq!(frames(&[0]), "");
+    }
 
     #[test]
     fn an_equal_elf_is_left_alone() {

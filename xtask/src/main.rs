@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use xtask::{checks, ebpf, run, setup, workspace::Workspace};
+use xtask::{checks, ebpf, run, setup, vm, workspace::Workspace};
 
 /// Weft's developer tasks. Each does all the setup it needs.
 #[derive(Parser)]
@@ -27,6 +27,8 @@ enum Task {
     Demo(PassedOn),
     /// Run a benchmark (as root), for example `bench datapath`.
     Bench(PassedOn),
+    /// Load the datapath and run the packet tests on other kernels, in virtual machines.
+    Vm(VmArgs),
 }
 
 /// Arguments that the started program understands, and xtask does not.
@@ -34,6 +36,16 @@ enum Task {
 struct PassedOn {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
+}
+
+#[derive(Args)]
+struct VmArgs {
+    /// Kernel lines of Debian, such as 6.1, or exact releases.
+    #[arg(value_name = "KERNEL", default_values = vm::DEFAULT_KERNELS)]
+    kernels: Vec<String>,
+    /// Arguments for the packet tests, after `--`: a filter, `--nocapture`.
+    #[arg(last = true)]
+    test_args: Vec<String>,
 }
 
 fn main() -> ExitCode {
@@ -58,5 +70,6 @@ fn perform(task: Task) -> anyhow::Result<()> {
         Task::Test(passed_on) => checks::test(&workspace, &passed_on.args),
         Task::Demo(passed_on) => run::demo(&workspace, &passed_on.args),
         Task::Bench(passed_on) => run::bench(&workspace, &passed_on.args),
+        Task::Vm(args) => vm::run(&workspace, &args.kernels, &args.test_args),
     }
 }

@@ -10,14 +10,13 @@ use serde_json::Value;
 
 use crate::process;
 
-/// The crate with the BPF programs: it is built for the BPF target and left out of host builds.
+/// The crate with the BPF programs, and its ELF.
 pub const DATAPATH: &str = "weft-datapath";
 
 /// The workspace, as `cargo metadata` describes it.
 pub struct Workspace {
     root: PathBuf,
     target: PathBuf,
-    datapath_has_lib: bool,
 }
 
 impl Workspace {
@@ -40,19 +39,9 @@ impl Workspace {
                 .map(PathBuf::from)
                 .with_context(|| format!("no `{key}` in it"))
         };
-        let packages = metadata["packages"]
-            .as_array()
-            .context("no `packages` in it")?;
-        let datapath_has_lib = packages
-            .iter()
-            .filter(|package| package["name"] == DATAPATH)
-            .flat_map(|package| package["targets"].as_array().into_iter().flatten())
-            .flat_map(|target| target["kind"].as_array().into_iter().flatten())
-            .any(|kind| kind == "lib");
         Ok(Self {
             root: path("workspace_root")?,
             target: path("target_directory")?,
-            datapath_has_lib,
         })
     }
 
@@ -64,11 +53,6 @@ impl Workspace {
     /// Where cargo puts host builds; `CARGO_TARGET_DIR` may have moved it out of the workspace.
     pub fn host_target(&self) -> &Path {
         &self.target
-    }
-
-    /// Whether the datapath's pure parts build for the host, and so have unit tests there.
-    pub fn datapath_has_lib(&self) -> bool {
-        self.datapath_has_lib
     }
 
     /// Tools that xtask built, as `bin/<tool>` below it.
@@ -91,6 +75,11 @@ impl Workspace {
         self.root.join("target/downloads")
     }
 
+    /// Kernels of virtual machines, and what they printed.
+    pub fn vm(&self) -> PathBuf {
+        self.root.join("target/vm")
+    }
+
     /// `cargo <subcommand>` at the workspace's root.
     pub fn cargo(&self, subcommand: &str) -> Command {
         let mut command = Command::new(cargo());
@@ -111,9 +100,7 @@ mod tests {
     #[test]
     fn metadata_is_read() {
         let workspace = Workspace::from_metadata(
-            r#"{"workspace_root": "/w", "target_directory": "/elsewhere", "packages": [
-                {"name": "weft-core", "targets": [{"kind": ["lib"]}]},
-                {"name": "weft-datapath", "targets": [{"kind": ["bin"]}]}]}"#,
+            r#"{"workspace_root": "/w", "target_directory": "/elsewhere", "packages": []}"#,
         )
         .expect("valid metadata");
         assert_eq!(workspace.host_target(), Path::new("/elsewhere"));
@@ -121,7 +108,6 @@ mod tests {
             workspace.datapath_elf(),
             Path::new("/w/target/bpf/weft-datapath")
         );
-        assert!(!workspace.datapath_has_lib());
     }
 
     #[test]

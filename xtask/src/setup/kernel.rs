@@ -12,7 +12,7 @@ use nix::{
     unistd::geteuid,
 };
 
-use super::netlink::Route;
+use crate::netlink::Route;
 
 /// The first kernel with tcx; older ones get clsact.
 const TCX: KernelVersion = KernelVersion::new(6, 6, 0);

@@ -2,7 +2,6 @@
 
 mod bpf_linker;
 mod kernel;
-mod netlink;
 mod rust_src;
 mod toolchain;
 

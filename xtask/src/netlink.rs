@@ -1,7 +1,8 @@
 //! Asks the kernel for network devices and queueing disciplines, to learn whether it has them.
 //!
 //! The few rtnetlink messages are written by hand: a probe needs no more of the protocol, and
-//! xtask compiles before everything else.
+//! xtask compiles before everything else. All of it concerns the calling thread's network
+//! namespace.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
@@ -16,8 +17,10 @@ use nix::{
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWQDISC: u16 = 36;
-/// `NLM_F_REQUEST | NLM_F_ACK | NLM_F_EXCL | NLM_F_CREATE`.
-const CREATE: u16 = 0x1 | 0x4 | 0x200 | 0x400;
+/// `NLM_F_REQUEST | NLM_F_ACK`.
+const CHANGE: u16 = 0x1 | 0x4;
+/// And `NLM_F_EXCL | NLM_F_CREATE`.
+const CREATE: u16 = CHANGE | 0x200 | 0x400;
 const NLMSG_ERROR: u16 = 2;
 
 const IFLA_LINKINFO: u16 = 18;
@@ -27,6 +30,7 @@ const IFLA_VXLAN_COLLECT_METADATA: u16 = 25;
 const TCA_KIND: u16 = 1;
 const TC_H_CLSACT: u32 = 0xffff_fff1;
 const CLSACT_HANDLE: u32 = 0xffff_0000;
+const IFF_UP: u32 = 1;
 /// The index of `lo` in every network namespace.
 const LOOPBACK: i32 = 1;
 
@@ -55,9 +59,20 @@ impl Route {
         // struct ifinfomsg: any family, any index, no flags.
         self.request(
             RTM_NEWLINK,
+            CREATE,
             &[0; 16],
             &attribute(IFLA_LINKINFO, &link_info(kind)),
         )
+    }
+
+    /// Brings the loopback device up.
+    pub fn raise_loopback(&self) -> Result<()> {
+        // struct ifinfomsg: family, padding and type, index, flags, mask of flags to change.
+        let mut message = [0; 16];
+        message[4..8].copy_from_slice(&LOOPBACK.to_ne_bytes());
+        message[8..12].copy_from_slice(&IFF_UP.to_ne_bytes());
+        message[12..16].copy_from_slice(&IFF_UP.to_ne_bytes());
+        self.request(RTM_NEWLINK, CHANGE, &message, &[])
     }
 
     /// Attaches clsact to the loopback device.
@@ -67,15 +82,20 @@ impl Route {
         message[4..8].copy_from_slice(&LOOPBACK.to_ne_bytes());
         message[8..12].copy_from_slice(&CLSACT_HANDLE.to_ne_bytes());
         message[12..16].copy_from_slice(&TC_H_CLSACT.to_ne_bytes());
-        self.request(RTM_NEWQDISC, &message, &attribute(TCA_KIND, b"clsact\0"))
+        self.request(
+            RTM_NEWQDISC,
+            CREATE,
+            &message,
+            &attribute(TCA_KIND, b"clsact\0"),
+        )
     }
 
-    fn request(&self, kind: u16, header: &[u8], attributes: &[u8]) -> Result<()> {
+    fn request(&self, kind: u16, flags: u16, header: &[u8], attributes: &[u8]) -> Result<()> {
         let length = u32::try_from(HEADER + header.len() + attributes.len())?;
         let mut message = Vec::new();
         message.extend(length.to_ne_bytes());
         message.extend(kind.to_ne_bytes());
-        message.extend(CREATE.to_ne_bytes());
+        message.extend(flags.to_ne_bytes());
         message.extend([0; 8]); // Sequence number and port: one request at a time needs neither.
         message.extend(header);
         message.extend(attributes);
