@@ -9,6 +9,8 @@ use proptest::{
     sample::{select, subsequence},
 };
 use weft_core::{
+    diff::{Batch, FamilyBatch, Writes},
+    family::Address,
     model::{
         ClusterState, IpBlock, LocalEndpoint, Namespace, NamespaceScope, NetworkPolicy, Node,
         ObjectKey, Peer, Peers, Pod, PolicyRule, PortMatch, PortName, PortSpec, Ports, Protocol,
@@ -243,4 +245,35 @@ pub fn addresses(state: &ClusterState) -> Vec<IpAddr> {
         .values()
         .flat_map(|node| node.internal_ips.iter().copied());
     pods.chain(nodes).chain(STRANGERS.map(ip)).collect()
+}
+
+/// The writes of a batch, one by one.
+pub fn singles(batch: &Batch) -> Vec<Batch> {
+    fn of_family<A: Address>(batch: &FamilyBatch<A>) -> Vec<FamilyBatch<A>> {
+        match batch {
+            FamilyBatch::Endpoints(writes) => split(writes, FamilyBatch::Endpoints),
+            FamilyBatch::Ipcache(writes) => split(writes, FamilyBatch::Ipcache),
+            FamilyBatch::Frontends(writes) => split(writes, FamilyBatch::Frontends),
+            FamilyBatch::Backends(writes) => split(writes, FamilyBatch::Backends),
+        }
+    }
+    match batch {
+        Batch::V4(batch) => of_family(batch).into_iter().map(Batch::V4).collect(),
+        Batch::V6(batch) => of_family(batch).into_iter().map(Batch::V6).collect(),
+        Batch::Policy(writes) => split(writes, Batch::Policy),
+        Batch::Slots(writes) => split(writes, Batch::Slots),
+    }
+}
+
+fn split<K: Clone, V: Clone, B>(writes: &Writes<K, V>, wrap: impl Fn(Writes<K, V>) -> B) -> Vec<B> {
+    match writes {
+        Writes::Put(entries) => entries
+            .iter()
+            .map(|entry| wrap(Writes::Put(vec![entry.clone()])))
+            .collect(),
+        Writes::Delete(keys) => keys
+            .iter()
+            .map(|key| wrap(Writes::Delete(vec![key.clone()])))
+            .collect(),
+    }
 }

@@ -1,17 +1,14 @@
 //! Compiled policy against an evaluator that is too simple to be wrong: for each question it reads
 //! every policy anew, as the Kubernetes documentation describes it.
 
-mod common;
-
 use std::net::IpAddr;
 
-use common::{addresses, cluster, policies};
 use proptest::prelude::*;
 use weft_abi::ipcache::{KIND_HOST, KIND_LOCAL_POD, KIND_REMOTE_NODE, KIND_REMOTE_POD, KIND_WORLD};
 use weft_core::{
     compile::Compiler,
     contents::Contents,
-    diff::{Batch, Changes, FamilyBatch, Step, Writes, diff},
+    diff::{Batch, Changes, Step, Writes, diff},
     lookup,
     model::{
         ClusterState, LocalEndpoint, NamespaceScope, Peer, Peers, Pod, PolicyRule, PortName,
@@ -19,6 +16,8 @@ use weft_core::{
     },
     rules::Direction,
 };
+
+use crate::common::{addresses, cluster, policies, singles};
 
 /// Protocol and destination port; protocol 1 is ICMP, with type and code.
 const PROBES: [(u8, u16); 9] = [
@@ -171,35 +170,6 @@ fn ends_with_an_epoch(changes: &Changes) -> bool {
     parts.next().is_none()
         && decisive == after.is_some()
         && after.unwrap_or_default().iter().all(unused)
-}
-
-/// The writes of a batch, one by one.
-fn singles(batch: &Batch) -> Vec<Batch> {
-    fn split<K: Clone, V: Clone>(
-        writes: &Writes<K, V>,
-        wrap: impl Fn(Writes<K, V>) -> Batch,
-    ) -> Vec<Batch> {
-        match writes {
-            Writes::Put(entries) => entries
-                .iter()
-                .map(|entry| wrap(Writes::Put(vec![entry.clone()])))
-                .collect(),
-            Writes::Delete(keys) => keys
-                .iter()
-                .map(|key| wrap(Writes::Delete(vec![key.clone()])))
-                .collect(),
-        }
-    }
-    match batch {
-        Batch::V4(FamilyBatch::Endpoints(writes)) => {
-            split(writes, |writes| Batch::V4(FamilyBatch::Endpoints(writes)))
-        }
-        Batch::V4(FamilyBatch::Ipcache(writes)) => {
-            split(writes, |writes| Batch::V4(FamilyBatch::Ipcache(writes)))
-        }
-        Batch::Policy(writes) => split(writes, Batch::Policy),
-        other => vec![other.clone()],
-    }
 }
 
 proptest! {
