@@ -1,5 +1,6 @@
 //! Growing pauses between attempts.
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::time::Duration;
 
 /// Pauses that double from a first one up to a longest one, until [`Self::reset`].
@@ -33,11 +34,15 @@ impl Backoff {
     }
 }
 
+/// For watches, with jitter: an API server that comes back is not to be met by every node at once.
 impl Iterator for Backoff {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        Some(self.pause())
+        let pause = self.pause();
+        // A new state of the standard library's hasher is random.
+        let random = RandomState::new().build_hasher().finish() as u32;
+        Some(pause / 2 + (pause / 2).mul_f64(f64::from(random) / f64::from(u32::MAX)))
     }
 }
 
@@ -58,5 +63,13 @@ mod tests {
         assert_eq!([(); 4].map(|()| backoff.pause()), [1, 2, 3, 3].map(seconds));
         backoff.reset();
         assert_eq!(backoff.pause(), seconds(1));
+    }
+
+    #[test]
+    fn jitter_only_shortens() {
+        let longest = Duration::from_secs(4);
+        for pause in Backoff::new(longest, longest).take(100) {
+            assert!((longest / 2..=longest).contains(&pause), "{pause:?}");
+        }
     }
 }

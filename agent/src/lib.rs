@@ -19,6 +19,7 @@ pub mod cli;
 pub mod cni;
 pub mod config;
 pub mod endpoints;
+pub mod errors;
 pub mod ipam;
 pub mod netlink;
 pub mod node;

@@ -63,8 +63,12 @@ pub fn run(args: RunArgs) -> Result<()> {
     result
 }
 
-fn start_logging(filter: &str, trace: bool) -> Result<()> {
-    let mut filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?}"))?;
+fn start_logging(text: &str, trace: bool) -> Result<()> {
+    let mut filter = EnvFilter::try_new(text).with_context(|| format!("--log {text:?}"))?;
+    if !text.contains("kube_client") {
+        // It reports every failed request by itself; the watches tell the same, once.
+        filter = filter.add_directive("kube_client=off".parse().context("kube filter")?);
+    }
     if trace {
         // The datapath's traces come under the name of its crate.
         filter = filter.add_directive("weft_datapath=trace".parse().context("trace filter")?);

@@ -19,7 +19,7 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use futures::{Stream, StreamExt as _};
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -37,6 +37,7 @@ use weft_core::convert::{self, ConvertError, Converted};
 use weft_core::model::{ClusterState, ObjectKey, Warning};
 
 use crate::backoff::Backoff;
+use crate::errors::chain;
 
 /// Services that another proxy handles are not even fetched.
 const SERVICES: &str = "!service.kubernetes.io/service-proxy-name";
@@ -288,7 +289,10 @@ async fn run<K, I, M>(
 {
     // Fast enough to recover within seconds, slow enough not to press an API server that starts.
     let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-    let events = watcher::watcher(api, config).backoff(backoff);
+    // The announcement of a list is no success: a backoff that took it for one would never grow.
+    let events = watcher::watcher(api, config)
+        .try_filter(|event| std::future::ready(!matches!(event, Event::Init)))
+        .backoff(backoff);
     follow(&cluster, kind, events).await;
 }
 
@@ -307,7 +311,11 @@ async fn follow<K, I, M>(
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => cluster.apply(kind, event, &mut listing),
-            Err(error) => cluster.watch_failed(kind.name, &error),
+            Err(error) => {
+                // A list that broke off is made anew from its beginning.
+                listing.clear();
+                cluster.watch_failed(kind.name, &error);
+            }
         }
     }
     warn!(
@@ -346,10 +354,7 @@ impl Cluster {
                 inner.warnings.remove(&(kind.name, id.to_string()));
                 (kind.table)(&mut inner.state).remove(&id).is_some()
             }
-            Event::Init => {
-                listing.clear();
-                false
-            }
+            Event::Init => return,
             Event::InitApply(object) => {
                 let (id, model) = inner.read(kind, &object);
                 if let Some(model) = model {
@@ -394,7 +399,7 @@ impl Cluster {
     fn watch_failed(&self, kind: &'static str, error: &watcher::Error) {
         let mut inner = self.lock();
         let status = inner.watches.entry(kind).or_default();
-        let text = error.to_string();
+        let text = chain(error);
         // An API server that is away would otherwise fill the log.
         if status.connected || status.errors == 0 {
             warn!(kind, error = %text, "the watch failed; the last state stays, retrying");

@@ -21,8 +21,9 @@ use thiserror::Error;
 use tracing::{debug, info, warn};
 use weft_abi::maps::programs;
 
-use super::load::{Loaded, chain, classifier};
+use super::load::{Loaded, classifier};
 use crate::cli::AttachMode;
+use crate::errors::chain;
 use crate::netlink::overlay;
 
 /// Priority of our clsact filters: fixed, so that the next agent finds them.

@@ -14,6 +14,7 @@ use tracing::{debug, info};
 use weft_abi::maps::{self, programs};
 
 use super::elf::DATAPATH;
+use crate::errors::chain;
 
 /// The ELF's own global that says which debug traces are compiled in: the verifier removes the code
 /// of those that are not.
@@ -229,18 +230,4 @@ pub(super) fn capacity(map: &MapData) -> u32 {
     map.info()
         .map(|info| info.max_entries())
         .unwrap_or_default()
-}
-
-/// An error with its sources: the verifier's log is in the last.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            text = format!("{text}: {part}");
-        }
-        source = error.source();
-    }
-    text
 }

@@ -25,7 +25,8 @@ use weft_core::contents::{Contents, FamilyTables, LpmKey};
 use weft_core::diff::{Batch, FamilyBatch, Writes};
 use weft_core::family::Address;
 
-use super::load::{Loaded, capacity, chain};
+use super::load::{Loaded, capacity};
+use crate::errors::chain;
 
 /// A map operation that failed.
 #[derive(Debug, Error)]

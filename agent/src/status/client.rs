@@ -247,9 +247,15 @@ fn drops(answer: &Value) -> String {
     );
     let last = answer["last"].as_array().into_iter().flatten().map(|drop| {
         let end = |side: &str| {
+            let port = cell(&drop[format!("{side}_port")]);
+            if let Some(service) = drop[format!("{side}_service")].as_str() {
+                return format!("service {service}");
+            }
             let pod = drop[format!("{side}_pod")].as_str();
-            let name = pod.map_or_else(|| cell(&drop[side]), ToOwned::to_owned);
-            format!("{name}:{}", cell(&drop[format!("{side}_port")]))
+            format!(
+                "{}:{port}",
+                pod.map_or_else(|| cell(&drop[side]), ToOwned::to_owned)
+            )
         };
         vec![
             cell(&drop["reason"]),

@@ -19,7 +19,7 @@ use weft_core::model::ClusterState;
 
 use super::Query;
 use crate::bpf::events::{DropLog, DroppedPacket};
-use crate::reconcile::Shared;
+use crate::reconcile::{Maps, Shared};
 
 /// How many of the last drops are told.
 const LAST_DROPS: usize = 200;
@@ -323,10 +323,15 @@ struct DropReport {
     protocol_name: String,
     source_pod: Option<String>,
     destination_pod: Option<String>,
+    /// For a packet that was dropped before its translation was written.
+    destination_service: Option<String>,
 }
 
 fn drop_report(shared: &Shared, drops: &DropLog) -> Value {
-    let counts = shared.maps().tables.drops();
+    let (counts, services) = {
+        let maps = shared.maps();
+        (maps.tables.drops(), services_by_address(&maps))
+    };
     let (counts, error) = match counts {
         Ok(counts) => (counts, None),
         Err(error) => (Vec::new(), Some(error.to_string())),
@@ -350,6 +355,9 @@ fn drop_report(shared: &Shared, drops: &DropLog) -> Value {
             protocol_name: protocol_text(packet.protocol),
             source_pod: pods.get(&packet.source).cloned(),
             destination_pod: pods.get(&packet.destination).cloned(),
+            destination_service: services
+                .get(&(packet.destination, packet.destination_port, packet.protocol))
+                .cloned(),
             packet,
         })
         .collect();
@@ -363,6 +371,24 @@ fn pods_by_address(state: &ClusterState) -> BTreeMap<IpAddr, String> {
         .filter(|pod| !pod.host_network && !pod.terminal);
     pods.flat_map(|pod| pod.ips.iter().map(|ip| (*ip, pod.key.to_string())))
         .collect()
+}
+
+/// Service ports by address, port and protocol.
+fn services_by_address(maps: &Maps) -> BTreeMap<(IpAddr, u16, u8), String> {
+    let v4 = maps.mirror.v4.frontends.iter().map(|(key, frontend)| {
+        (
+            (key.address.to_ip(), key.port, key.protocol),
+            frontend.service,
+        )
+    });
+    let v6 = maps.mirror.v6.frontends.iter().map(|(key, frontend)| {
+        (
+            (key.address.to_ip(), key.port, key.protocol),
+            frontend.service,
+        )
+    });
+    let named = |(key, service)| Some((key, maps.desired.services.get(&service)?.clone()));
+    v4.chain(v6).filter_map(named).collect()
 }
 
 #[cfg(test)]
