@@ -13,6 +13,9 @@ use nix::unistd::Pid;
 /// How long the kernel may take to bury killed processes.
 const EMPTY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A cgroup tells of its emptiness by an inotify event only, and it takes microseconds.
+const POLL: Duration = Duration::from_millis(2);
+
 /// Where the cgroup2 hierarchy is mounted; with version 1 beside it that is not `/sys/fs/cgroup`.
 pub fn root() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("reading /proc/self/mounts")?;
@@ -48,15 +51,25 @@ pub fn remove(dir: &Path) -> Result<()> {
             // It may be gone by now.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
-        // A cgroup tells of its emptiness by an inotify event only; it takes microseconds.
-        thread::sleep(Duration::from_millis(2));
+        thread::sleep(POLL);
     }
-    remove_dirs(dir).with_context(|| format!("removing the cgroup {}", dir.display()))
+    loop {
+        match remove_dirs(dir) {
+            // A process is no longer listed once it is dying, and holds its cgroup until it is dead.
+            Err(error) if error.kind() == ErrorKind::ResourceBusy && Instant::now() <= deadline => {
+                thread::sleep(POLL);
+            }
+            done => {
+                return done.with_context(|| format!("removing the cgroup {}", dir.display()));
+            }
+        }
+    }
 }
 
 fn processes(dir: &Path) -> Result<Vec<i32>> {
-    let read = |error: io::Error| match error.kind() {
-        ErrorKind::NotFound => Ok(Vec::new()),
+    let read = |error: io::Error| match error.raw_os_error() {
+        // The latter when it is removed between opening and reading.
+        Some(libc::ENOENT | libc::ENODEV) => Ok(Vec::new()),
         _ => Err(error),
     };
     let own = fs::read_to_string(dir.join("cgroup.procs"))

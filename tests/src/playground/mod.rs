@@ -75,6 +75,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub struct Builder {
     name: String,
+    id: Option<String>,
     nodes: u8,
     zones: Vec<String>,
     pod_cidr: Ipv4Net,
@@ -88,6 +89,13 @@ impl Builder {
     #[must_use]
     pub fn name(mut self, name: &str) -> Self {
         name.clone_into(&mut self.name);
+        self
+    }
+
+    /// The playground's id itself, for one that others must find; there can only be one of it.
+    #[must_use]
+    pub fn id(mut self, id: &str) -> Self {
+        self.id = Some(id.to_owned());
         self
     }
 
@@ -140,10 +148,27 @@ impl Builder {
     /// When anything cannot be made, or an agent does not come up; nothing is left then.
     pub fn start(self) -> Result<Playground> {
         cleanup::remove_abandoned()?;
-        let id = unique_id(&self.name)?;
-        let claim = cleanup::claim(&id)?;
+        let id = match &self.id {
+            Some(id) if cleanup::is_id(id) => id.clone(),
+            Some(id) => bail!("{id:?} cannot be an id: lower-case letters and digits only"),
+            None => unique_id(&self.name)?,
+        };
+        let binaries = Binaries::find(self.agents)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("playground")
+            .enable_all()
+            .build()?;
         // From here on dropping the playground removes what there is of it.
-        let mut playground = Playground::prepare(id, claim, &self)?;
+        let mut playground = Playground {
+            _claim: cleanup::claim(&id)?,
+            id,
+            nodes: Vec::new(),
+            binaries,
+            agent_flags: self.agent_flags.clone(),
+            control_plane: None,
+            runtime: Some(runtime),
+        };
         playground.build(&self)?;
         Ok(playground)
     }
@@ -174,6 +199,7 @@ impl Playground {
     pub fn builder() -> Builder {
         Builder {
             name: "play".to_owned(),
+            id: None,
             nodes: 1,
             zones: Vec::new(),
             pod_cidr: Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16),
@@ -199,23 +225,6 @@ impl Playground {
     /// When something cannot be removed.
     pub fn clean_all() -> Result<()> {
         cleanup::remove_abandoned()
-    }
-
-    fn prepare(id: String, claim: cleanup::Claim, plan: &Builder) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("playground")
-            .enable_all()
-            .build()?;
-        Ok(Playground {
-            id,
-            nodes: Vec::new(),
-            binaries: Binaries::find(plan.agents)?,
-            agent_flags: plan.agent_flags.clone(),
-            control_plane: None,
-            runtime: Some(runtime),
-            _claim: claim,
-        })
     }
 
     fn build(&mut self, plan: &Builder) -> Result<()> {
@@ -626,6 +635,16 @@ impl Playground {
 
 impl Drop for Playground {
     fn drop(&mut self) {
+        if thread::panicking() {
+            // The logs go with the playground, and they are what explains a failed test.
+            for node in &self.nodes {
+                eprintln!(
+                    "the log of {}'s agent ends:\n{}",
+                    node.name,
+                    node.agent_log_tail(30)
+                );
+            }
+        }
         for node in &mut self.nodes {
             node.kubelet = None;
         }
@@ -641,7 +660,10 @@ impl Drop for Playground {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_timeout(Duration::from_secs(10));
         }
-        if let Err(error) = killed.and_then(|()| cleanup::remove(&self.id)) {
+        for error in [killed, cleanup::remove(&self.id)]
+            .into_iter()
+            .filter_map(Result::err)
+        {
             eprintln!("removing the playground {}: {error:#}", self.id);
         }
     }

@@ -113,3 +113,57 @@ async fn up(handle: &Handle, name: &str) -> Result<()> {
 fn index(name: &str) -> Result<u32> {
     if_nametoindex(name).with_context(|| format!("no interface {name}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::net::{TcpListener, TcpStream};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::playground::{Node, cleanup};
+
+    #[test]
+    fn nodes_reach_each_other_and_the_fabric_and_leave_nothing() {
+        let id = format!("net{:x}", std::process::id());
+        let claim = cleanup::claim(&id).unwrap();
+        assert!(cleanup::claim(&id).is_err(), "the id is taken");
+        let gateway = Ipv4Addr::new(172, 30, 0, 1);
+        let fabric = Netns::create(&cleanup::netns_name(&id, "fabric")).unwrap();
+        make_fabric(&fabric, gateway, 16).unwrap();
+        let nodes = [10, 11].map(|octet| {
+            let (name, address) = (format!("n{octet}"), Ipv4Addr::new(172, 30, 0, octet));
+            let node = Node::make(&id, &name, address, None).unwrap();
+            join(&fabric, &node.netns, &name, address, 16, gateway).unwrap();
+            node
+        });
+        for (place, address) in [(&*nodes[1].netns, nodes[1].address), (&fabric, gateway)] {
+            let listener = place
+                .run(|| TcpListener::bind((address, 7000)).unwrap())
+                .unwrap();
+            let target = listener.local_addr().unwrap();
+            let connect = || TcpStream::connect_timeout(&target, Duration::from_secs(5));
+            let mut client = nodes[0].netns.run(connect).unwrap().unwrap();
+            client.write_all(b"x").unwrap();
+            let (_, from) = listener.accept().unwrap();
+            assert_eq!(from.ip(), nodes[0].address);
+        }
+
+        cleanup::remove_abandoned().unwrap();
+        assert!(
+            cleanup::dir(&id).exists(),
+            "a playground in use is not abandoned"
+        );
+        drop((claim, nodes, fabric));
+        cleanup::remove_by_id(&id).unwrap();
+        assert!(!cleanup::dir(&id).exists());
+        assert!(!cleanup::cgroup_dir(&id).unwrap().exists());
+        let prefix = cleanup::netns_name(&id, "");
+        assert!(
+            !netns::names()
+                .unwrap()
+                .iter()
+                .any(|name| name.starts_with(&prefix))
+        );
+    }
+}
