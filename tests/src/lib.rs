@@ -1,1 +1,5 @@
-//! Under construction.
+//! What Weft is tested with: the playground (a cluster of network namespaces with an embedded
+//! Kubernetes API), the packet lab, the demonstration and the benchmarks.
+
+pub mod netns;
+pub mod packet;
