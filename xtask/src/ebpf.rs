@@ -2,7 +2,8 @@
 //!
 //! The stable compiler does it, with `RUSTC_BOOTSTRAP` for `build-std`: the target has no
 //! precompiled `core`. The result is copied to a place of its own, which changes only when its
-//! contents do, so that the agent is not rebuilt for nothing.
+//! contents do, so that the agent is not rebuilt for nothing. DWARF is left behind: it is in the
+//! original, below `target/bpf-build`, for who disassembles.
 
 use std::{
     fs,
@@ -50,7 +51,7 @@ pub fn build(workspace: &Workspace, toolchain: &Toolchain) -> Result<PathBuf> {
         .join("release")
         .join(DATAPATH);
     let elf = workspace.datapath_elf();
-    publish(&built, &elf)?;
+    ship(&built, &elf)?;
     Ok(elf)
 }
 
@@ -80,9 +81,15 @@ pub fn cargo(workspace: &Workspace, toolchain: &Toolchain, subcommand: &str) -> 
     command
 }
 
-/// Copies by renaming, so that a reader sees the old ELF or the new one; leaves an equal one alone.
-fn publish(built: &Path, elf: &Path) -> Result<()> {
+/// Places the built ELF, without DWARF, for the agent to embed.
+fn ship(built: &Path, elf: &Path) -> Result<()> {
     let bytes = fs::read(built).with_context(|| format!("cannot read {}", built.display()))?;
+    let bytes = elf::without_dwarf(&bytes).with_context(|| built.display().to_string())?;
+    publish(&bytes, elf)
+}
+
+/// Writes by renaming, so that a reader sees the old ELF or the new one; leaves an equal one alone.
+fn publish(bytes: &[u8], elf: &Path) -> Result<()> {
     if fs::read(elf).is_ok_and(|known| known == bytes) {
         return Ok(());
     }
@@ -153,20 +160,17 @@ mod tests {
     #[test]
     fn an_equal_elf_is_left_alone() {
         let directory = std::env::temp_dir().join(format!("weft-publish-{}", std::process::id()));
-        fs::create_dir_all(&directory).expect("a temporary directory");
-        let (built, elf) = (directory.join("built"), directory.join("out/elf"));
-        fs::write(&built, "one").expect("write");
-        publish(&built, &elf).expect("publish");
+        let elf = directory.join("out/elf");
+        publish(b"one", &elf).expect("publish");
         let first = fs::metadata(&elf)
             .and_then(|metadata| metadata.modified())
             .expect("time");
-        publish(&built, &elf).expect("publish again");
+        publish(b"one", &elf).expect("publish again");
         let second = fs::metadata(&elf)
             .and_then(|metadata| metadata.modified())
             .expect("time");
         assert_eq!(first, second);
-        fs::write(&built, "two").expect("write");
-        publish(&built, &elf).expect("publish a change");
+        publish(b"two", &elf).expect("publish a change");
         assert_eq!(fs::read_to_string(&elf).expect("read"), "two");
         fs::remove_dir_all(&directory).expect("clean up");
     }

@@ -1,9 +1,13 @@
-//! What an ELF of BPF programs holds, without loading it.
+//! What an ELF of BPF programs holds, without loading it, and what of it is shipped.
 
 use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
-use object::{Object as _, ObjectSection as _, ObjectSymbol as _, SectionKind, SymbolKind};
+use object::{
+    Object as _, ObjectSection as _, ObjectSymbol as _, SectionKind, SymbolKind,
+    build::elf::{Builder, SectionData},
+    elf::SHT_STRTAB,
+};
 
 /// Bytes of one BPF instruction.
 const INSTRUCTION: u64 = 8;
@@ -52,9 +56,63 @@ pub fn programs(path: &Path) -> Result<(Vec<Function>, u64)> {
     Ok((programs, shared))
 }
 
+/// The ELF without DWARF, which is most of its size and which no loader reads. BTF stays, and with
+/// it the source lines in the verifier's log.
+pub fn without_dwarf(elf: &[u8]) -> Result<Vec<u8>> {
+    let mut builder = Builder::read(elf).context("not an ELF file")?;
+    for section in &mut builder.sections {
+        let name = section.name.as_slice();
+        section.delete = name.starts_with(b".debug_") || name.starts_with(b".rel.debug_");
+    }
+    // LLVM keeps the names of sections and symbols in one table; the writer wants two.
+    if !builder
+        .sections
+        .iter()
+        .any(|section| matches!(section.data, SectionData::SectionString))
+    {
+        let names = builder.sections.add();
+        names.name = ".shstrtab".into();
+        names.sh_type = SHT_STRTAB;
+        names.sh_addralign = 1;
+        names.data = SectionData::SectionString;
+    }
+    // Symbols and relocations of what is gone.
+    builder.delete_orphans();
+    let mut stripped = Vec::new();
+    builder
+        .write(&mut stripped)
+        .context("cannot write the ELF without DWARF")?;
+    Ok(stripped)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stripping_leaves_code_and_removes_dwarf() {
+        let mut builder = Builder::new(object::Endianness::Little, true);
+        for name in ["classifier", ".debug_info", ".rel.debug_info", ".BTF"] {
+            let section = builder.sections.add();
+            section.name = name.as_bytes().into();
+            section.sh_type = object::elf::SHT_PROGBITS;
+            section.data = SectionData::Data(b"12345678".as_slice().into());
+        }
+        let names = builder.sections.add();
+        names.name = ".shstrtab".into();
+        names.sh_type = SHT_STRTAB;
+        names.data = SectionData::SectionString;
+        builder.set_section_sizes();
+        let mut elf = Vec::new();
+        builder.write(&mut elf).expect("a small ELF");
+
+        let stripped = without_dwarf(&elf).expect("it can be read again");
+        let file = object::File::parse(&*stripped).expect("still an ELF");
+        assert!(file.section_by_name("classifier").is_some());
+        assert!(file.section_by_name(".BTF").is_some());
+        assert!(file.section_by_name(".debug_info").is_none());
+        assert!(file.section_by_name(".rel.debug_info").is_none());
+    }
 
     #[test]
     fn a_file_that_is_no_elf_is_refused_by_name() {
