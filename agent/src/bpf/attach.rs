@@ -165,6 +165,10 @@ impl Attacher {
                 attach_clsact(classifier, interface, direction)
             };
             result.map_err(failed)?;
+            if !tcx {
+                // A link of an agent that used tcx would go before the filter.
+                self.unpin(&pin);
+            }
             debug!(interface, program, "attached");
         }
         Ok(())
