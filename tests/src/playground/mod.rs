@@ -21,39 +21,43 @@
 //! - Dropping the playground removes everything, also after a panic; what a crash leaves is removed by
 //!   the next playground.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use ipnet::Ipv4Net;
-use k8s_openapi::api::core::v1::{Node as NodeObject, Pod};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use k8s_openapi::api::core::v1::Node as NodeObject;
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use tokio::runtime::Runtime;
 
 use crate::api::ApiServer;
 use crate::controllers::Controllers;
-use crate::netns::{self, Netns};
+use crate::netns::Netns;
 
+mod agents;
+mod builder;
 pub mod cgroup;
 pub mod cleanup;
 pub mod cni;
+mod exec;
 pub mod kubectl;
 pub mod kubelet;
 pub mod network;
 pub mod node;
+mod objects;
 pub mod process;
+mod wait;
 
+pub use builder::Builder;
+pub use exec::Background;
 pub use node::{Binaries, Node};
 pub use process::Limit;
+pub use wait::{Fatal, PATIENCE, wait};
 
 /// The fabric's address, where the nodes find the API server.
 const FABRIC: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
@@ -66,113 +70,6 @@ const API_PORT: u16 = 6443;
 
 /// The last octet of the first node's address.
 const FIRST_NODE: u8 = 10;
-
-/// How long to wait for what should happen, unless the test says otherwise: generous, because it only
-/// ever passes in full before a failure.
-pub const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Describes a playground.
-#[derive(Clone, Debug)]
-pub struct Builder {
-    name: String,
-    id: Option<String>,
-    nodes: u8,
-    zones: Vec<String>,
-    pod_cidr: Ipv4Net,
-    service_cidr: Ipv4Net,
-    agents: bool,
-    agent_flags: Vec<String>,
-}
-
-impl Builder {
-    /// What the playground's names begin with: lower-case letters and digits.
-    #[must_use]
-    pub fn name(mut self, name: &str) -> Self {
-        name.clone_into(&mut self.name);
-        self
-    }
-
-    /// The playground's id itself, for one that others must find; there can only be one of it.
-    #[must_use]
-    pub fn id(mut self, id: &str) -> Self {
-        self.id = Some(id.to_owned());
-        self
-    }
-
-    /// How many nodes there are, named `node1` and so on.
-    #[must_use]
-    pub fn nodes(mut self, nodes: u8) -> Self {
-        self.nodes = nodes;
-        self
-    }
-
-    /// The nodes' zones, in turn.
-    #[must_use]
-    pub fn zones(mut self, zones: &[&str]) -> Self {
-        self.zones = zones.iter().map(|zone| (*zone).to_owned()).collect();
-        self
-    }
-
-    /// The range that nodes get their pod ranges from.
-    #[must_use]
-    pub fn pod_cidr(mut self, range: Ipv4Net) -> Self {
-        self.pod_cidr = range;
-        self
-    }
-
-    /// The range that services get their addresses from.
-    #[must_use]
-    pub fn service_cidr(mut self, range: Ipv4Net) -> Self {
-        self.service_cidr = range;
-        self
-    }
-
-    /// Leaves the nodes without agents: then only host-network pods can run.
-    #[must_use]
-    pub fn without_agents(mut self) -> Self {
-        self.agents = false;
-        self
-    }
-
-    /// More flags for `weft-agent run`.
-    #[must_use]
-    pub fn agent_flags(mut self, flags: &[&str]) -> Self {
-        self.agent_flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        self
-    }
-
-    /// Makes the playground and waits until every agent serves.
-    ///
-    /// # Errors
-    ///
-    /// When anything cannot be made, or an agent does not come up; nothing is left then.
-    pub fn start(self) -> Result<Playground> {
-        cleanup::remove_abandoned()?;
-        let id = match &self.id {
-            Some(id) if cleanup::is_id(id) => id.clone(),
-            Some(id) => bail!("{id:?} cannot be an id: lower-case letters and digits only"),
-            None => unique_id(&self.name)?,
-        };
-        let binaries = Binaries::find(self.agents)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("playground")
-            .enable_all()
-            .build()?;
-        // From here on dropping the playground removes what there is of it.
-        let mut playground = Playground {
-            _claim: cleanup::claim(&id)?,
-            id,
-            nodes: Vec::new(),
-            binaries,
-            agent_flags: self.agent_flags.clone(),
-            control_plane: None,
-            runtime: Some(runtime),
-        };
-        playground.build(&self)?;
-        Ok(playground)
-    }
-}
 
 /// A running cluster. Dropping it removes it.
 pub struct Playground {
@@ -197,16 +94,7 @@ struct ControlPlane {
 impl Playground {
     /// A playground with one node and default ranges, to be changed.
     pub fn builder() -> Builder {
-        Builder {
-            name: "play".to_owned(),
-            id: None,
-            nodes: 1,
-            zones: Vec::new(),
-            pod_cidr: Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16),
-            service_cidr: Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16),
-            agents: true,
-            agent_flags: Vec::new(),
-        }
+        Builder::default()
     }
 
     /// Removes a playground by its id, wherever it runs or ran.
@@ -225,6 +113,33 @@ impl Playground {
     /// When something cannot be removed.
     pub fn clean_all() -> Result<()> {
         cleanup::remove_abandoned()
+    }
+
+    fn start(plan: &Builder) -> Result<Self> {
+        cleanup::remove_abandoned()?;
+        let id = match &plan.id {
+            Some(id) if cleanup::is_id(id) => id.clone(),
+            Some(id) => bail!("{id:?} cannot be an id: lower-case letters and digits only"),
+            None => unique_id(&plan.name)?,
+        };
+        let binaries = Binaries::find(plan.agents)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("playground")
+            .enable_all()
+            .build()?;
+        // From here on dropping the playground removes what there is of it.
+        let mut playground = Playground {
+            _claim: cleanup::claim(&id)?,
+            id,
+            nodes: Vec::new(),
+            binaries,
+            agent_flags: plan.agent_flags.clone(),
+            control_plane: None,
+            runtime: Some(runtime),
+        };
+        playground.build(plan)?;
+        Ok(playground)
     }
 
     fn build(&mut self, plan: &Builder) -> Result<()> {
@@ -403,236 +318,6 @@ impl Playground {
     }
 }
 
-/// Kubernetes objects.
-impl Playground {
-    /// Applies the manifests of a YAML text, as `kubectl apply` does.
-    ///
-    /// # Errors
-    ///
-    /// When one is refused; those before it are in place.
-    pub fn apply(&self, yaml: &str) -> Result<()> {
-        self.block_on(kubectl::apply(&self.client(), yaml))
-            .map(drop)
-    }
-
-    /// Deletes the objects of a YAML text; pods go gracefully, so they may be there for a while.
-    ///
-    /// # Errors
-    ///
-    /// When one cannot be deleted.
-    pub fn delete(&self, yaml: &str) -> Result<()> {
-        self.block_on(kubectl::delete(&self.client(), yaml))
-    }
-
-    /// A pod's object; `None` when there is none.
-    ///
-    /// # Errors
-    ///
-    /// When the API server does not say.
-    pub fn pod(&self, namespace: &str, name: &str) -> Result<Option<Pod>> {
-        let api: Api<Pod> = Api::namespaced(self.client(), namespace);
-        self.block_on(api.get_opt(name))
-            .with_context(|| format!("reading pod {namespace}/{name}"))
-    }
-
-    /// Waits until a pod is ready, and returns its address.
-    ///
-    /// # Errors
-    ///
-    /// When it takes too long; the error has the pod's own words.
-    pub fn wait_pod_ready(&self, namespace: &str, name: &str) -> Result<IpAddr> {
-        wait(
-            &format!("pod {namespace}/{name} is ready"),
-            PATIENCE,
-            || {
-                let Some(pod) = self.pod(namespace, name)? else {
-                    bail!("there is no such pod")
-                };
-                ready_address(&pod)
-            },
-        )
-    }
-
-    /// Waits until every pod of a namespace is ready.
-    ///
-    /// # Errors
-    ///
-    /// When it takes too long.
-    pub fn wait_all_ready(&self, namespace: &str) -> Result<BTreeMap<String, IpAddr>> {
-        let api: Api<Pod> = Api::namespaced(self.client(), namespace);
-        wait(
-            &format!("the pods of {namespace} are ready"),
-            PATIENCE,
-            || {
-                let pods = self.block_on(api.list(&kube::api::ListParams::default()))?;
-                let address = |pod: Pod| {
-                    let name = pod.metadata.name.clone().unwrap_or_default();
-                    let address = ready_address(&pod).with_context(|| format!("pod {name}"))?;
-                    Ok((name, address))
-                };
-                if pods.items.is_empty() {
-                    bail!("there are no pods");
-                }
-                pods.items.into_iter().map(address).collect()
-            },
-        )
-    }
-
-    /// Deletes a pod and waits until it is gone, sandbox included.
-    ///
-    /// # Errors
-    ///
-    /// When it takes too long.
-    pub fn delete_pod(&self, namespace: &str, name: &str) -> Result<()> {
-        let api: Api<Pod> = Api::namespaced(self.client(), namespace);
-        match self.block_on(api.delete(name, &DeleteParams::default())) {
-            Err(kube::Error::Api(status)) if status.code == 404 => {}
-            done => {
-                done.with_context(|| format!("deleting pod {namespace}/{name}"))?;
-            }
-        }
-        wait(
-            &format!("pod {namespace}/{name} is gone"),
-            PATIENCE,
-            || match self.pod(namespace, name)? {
-                None => Ok(()),
-                Some(_) => bail!("its object is still there"),
-            },
-        )
-    }
-}
-
-/// Processes in pods and on nodes.
-impl Playground {
-    /// Runs `weft-testpod` in a pod and waits for its end. See its `--help` for what it can do.
-    ///
-    /// # Errors
-    ///
-    /// When there is no such pod, or the program does not end. How it ended is no error here.
-    pub fn exec(&self, namespace: &str, pod: &str, args: &[&str]) -> Result<Output> {
-        process::run(&mut self.in_pod(namespace, pod, args)?, b"", Limit::CLIENT)
-            .with_context(|| format!("running {args:?} in pod {namespace}/{pod}"))
-    }
-
-    /// Runs `weft-testpod` in a node's own namespace, as a process of the host.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Playground::exec`].
-    pub fn exec_host(&self, node: &str, args: &[&str]) -> Result<Output> {
-        process::run(&mut self.on_host(node, args)?, b"", Limit::CLIENT)
-            .with_context(|| format!("running {args:?} on {node}"))
-    }
-
-    /// Starts `weft-testpod` in a pod, and returns once it has printed its first line.
-    ///
-    /// # Errors
-    ///
-    /// When there is no such pod, or the program ends before it prints.
-    pub fn spawn(&self, namespace: &str, pod: &str, args: &[&str]) -> Result<Background> {
-        Background::start(self.in_pod(namespace, pod, args)?)
-            .with_context(|| format!("running {args:?} in pod {namespace}/{pod}"))
-    }
-
-    /// Starts `weft-testpod` on a node, and returns once it has printed its first line.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Playground::spawn`].
-    pub fn spawn_host(&self, node: &str, args: &[&str]) -> Result<Background> {
-        Background::start(self.on_host(node, args)?)
-            .with_context(|| format!("running {args:?} on {node}"))
-    }
-
-    fn in_pod(&self, namespace: &str, pod: &str, args: &[&str]) -> Result<Command> {
-        let sandbox = self
-            .nodes
-            .iter()
-            .find_map(|node| node.sandboxes.get(namespace, pod))
-            .with_context(|| format!("pod {namespace}/{pod} does not run on any node"))?;
-        let mut command = self.testpod(args);
-        netns::enter(&mut command, &sandbox.netns, Some(&sandbox.cgroup))?;
-        Ok(command)
-    }
-
-    fn on_host(&self, node: &str, args: &[&str]) -> Result<Command> {
-        let node = self.node(node)?;
-        let mut command = self.testpod(args);
-        netns::enter(&mut command, &node.netns, Some(&node.cgroup.join("host")))?;
-        Ok(command)
-    }
-
-    fn testpod(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.binaries.testpod);
-        command
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
-    }
-}
-
-/// Agents.
-impl Playground {
-    /// Starts a node's agent. It serves once [`Playground::wait_agent_ready`] says so.
-    ///
-    /// # Errors
-    ///
-    /// When it runs already or cannot be started.
-    pub fn start_agent(&mut self, node: &str) -> Result<()> {
-        let (binaries, flags) = (self.binaries.clone(), self.agent_flags.clone());
-        self.node_mut(node)?.start_agent(&binaries, &flags)
-    }
-
-    /// Kills a node's agent with SIGKILL.
-    ///
-    /// # Errors
-    ///
-    /// When it does not run.
-    pub fn kill_agent(&mut self, node: &str) -> Result<()> {
-        self.node_mut(node)?.kill_agent()
-    }
-
-    /// Waits until the CNI plugin that a node's agent installed says that pods can be attached.
-    ///
-    /// # Errors
-    ///
-    /// When the agent ends or takes too long; the error has the end of its log.
-    pub fn wait_agent_ready(&mut self, name: &str) -> Result<()> {
-        let node = self.node_mut(name)?;
-        let ready = wait(&format!("the agent of {name} is ready"), PATIENCE, || {
-            if node.agent_pid()?.is_none() {
-                return Err(Fatal("the agent does not run".to_owned()).into());
-            }
-            let cni = node.cni();
-            let network = cni
-                .network()?
-                .with_context(|| cni::no_network(&cni.conf_dir))?;
-            cni.status(&node.netns, &network)
-        });
-        ready.with_context(|| format!("the agent's log ends:\n{}", node.agent_log_tail(20)))
-    }
-
-    /// Asks a node's running agent, as an operator does: `status`, `endpoints`, ...
-    ///
-    /// # Errors
-    ///
-    /// When the program cannot be run.
-    pub fn ask_agent(&self, node: &str, args: &[&str]) -> Result<Output> {
-        let node = self.node(node)?;
-        let mut command = Command::new(&self.binaries.agent);
-        command.args(args).arg("--run-dir").arg(node.run_dir());
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        netns::enter(&mut command, &node.netns, Some(&node.cgroup.join("host")))?;
-        process::run(&mut command, b"", Limit::CLIENT)
-            .with_context(|| format!("asking the agent of {}: {args:?}", node.name))
-    }
-}
-
 impl Drop for Playground {
     fn drop(&mut self) {
         if thread::panicking() {
@@ -666,117 +351,6 @@ impl Drop for Playground {
         {
             eprintln!("removing the playground {}: {error:#}", self.id);
         }
-    }
-}
-
-/// A process that runs while the test goes on; killed when dropped.
-pub struct Background {
-    child: Option<Child>,
-    stdout: Option<BufReader<std::process::ChildStdout>>,
-    /// The first line that it printed.
-    pub first_line: String,
-}
-
-impl Background {
-    fn start(mut command: Command) -> Result<Self> {
-        let mut child = command.spawn()?;
-        let stdout = child.stdout.take().context("the output is not a pipe")?;
-        let mut background = Background {
-            child: Some(child),
-            stdout: Some(BufReader::new(stdout)),
-            first_line: String::new(),
-        };
-        // The programs bound their own time, so this ends.
-        if let Some(stdout) = &mut background.stdout {
-            stdout.read_line(&mut background.first_line)?;
-        }
-        if background.first_line.is_empty() {
-            let output = background.finish()?;
-            bail!(
-                "{}: {}",
-                output.status,
-                String::from_utf8_lossy(&output.stderr)
-            );
-        }
-        Ok(background)
-    }
-
-    /// Waits for the end, and returns what was printed after the first line.
-    ///
-    /// # Errors
-    ///
-    /// When the program does not end.
-    pub fn finish(mut self) -> Result<Output> {
-        let child = self.child.take().context("the process has ended")?;
-        let mut rest = Vec::new();
-        if let Some(mut stdout) = self.stdout.take() {
-            std::io::Read::read_to_end(&mut stdout, &mut rest)?;
-        }
-        let mut output = process::finish(child, b"", Limit::CLIENT)?;
-        output.stdout = rest;
-        Ok(output)
-    }
-}
-
-impl Drop for Background {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            // It may have ended by itself.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-/// An error that waiting does not help against.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Fatal(pub String);
-
-/// Tries until it works, and returns what came out; the last error when it does not in time. A
-/// [`Fatal`] error ends it at once.
-///
-/// # Errors
-///
-/// The last error of the attempts.
-pub fn wait<T>(
-    description: &str,
-    timeout: Duration,
-    mut attempt: impl FnMut() -> Result<T>,
-) -> Result<T> {
-    let deadline = Instant::now() + timeout;
-    let mut pause = Duration::from_millis(5);
-    loop {
-        let error = match attempt() {
-            Ok(value) => return Ok(value),
-            Err(error) => error,
-        };
-        if error.is::<Fatal>() || Instant::now() >= deadline {
-            return Err(error.context(format!("waited {timeout:?} until {description}")));
-        }
-        thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(100));
-    }
-}
-
-fn ready_address(pod: &Pod) -> Result<IpAddr> {
-    let status = pod.status.as_ref().context("the pod has no status")?;
-    let conditions = status.conditions.as_deref().unwrap_or_default();
-    let ready = conditions
-        .iter()
-        .find(|condition| condition.type_ == "Ready");
-    match ready {
-        Some(condition) if condition.status == "True" => {
-            let address = status.pod_ip.as_deref().context("the pod has no address")?;
-            address
-                .parse()
-                .with_context(|| format!("the pod's address {address:?}"))
-        }
-        Some(condition) => bail!(
-            "{}",
-            condition.message.as_deref().unwrap_or("it is not ready")
-        ),
-        None => bail!("its node has not reported yet ({:?})", status.phase),
     }
 }
 
