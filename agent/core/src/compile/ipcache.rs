@@ -361,36 +361,28 @@ fn add_pods<'a, A: Address>(
     let mut claims = Vec::new();
     for pod in state.pods.values() {
         let is_local = pod.node.as_deref() == Some(&state.node_name);
-        if pod.host_network || pod.terminal || is_local || pod.ips.is_empty() {
+        if pod.host_network || pod.terminal || is_local {
             continue;
         }
-        let class = matcher.class_of(pod);
         for ip in &pod.ips {
             let Some(address) = A::from_ip(*ip).map(Address::to_leading_bits) else {
                 continue;
             };
             let owner = networks.owner(address);
             let elsewhere = owner.filter(|owner| pod.node.as_deref() != Some(owner));
-            if networks.nodes.contains(&address) || elsewhere.is_some() || local.contains(&address)
-            {
-                let owner = elsewhere.map_or_else(
-                    || "another holder".to_owned(),
-                    |owner| format!("node {owner}"),
-                );
-                warnings.push(disbelieved(&pod.key, *ip, &owner));
+            let held = networks.nodes.contains(&address) || local.contains(&address);
+            if held || elsewhere.is_some() {
+                warnings.push(disbelieved(&pod.key, *ip, elsewhere));
                 continue;
             }
-            let route = if owner.is_none() {
-                route_outside(state, pod.node.as_deref())
-            } else {
-                None
-            };
-            let (terminating, class) = (pod.terminating, Arc::clone(&class));
             claims.push(Claim {
                 address,
-                terminating,
-                class,
-                route,
+                terminating: pod.terminating,
+                class: matcher.class_of(pod),
+                route: match owner {
+                    Some(_) => None,
+                    None => route_outside(state, pod.node.as_deref()),
+                },
             });
         }
     }
@@ -417,7 +409,11 @@ fn add_pods<'a, A: Address>(
     }
 }
 
-fn disbelieved(pod: &ObjectKey, address: IpAddr, owner: &str) -> Warning {
+fn disbelieved(pod: &ObjectKey, address: IpAddr, owner: Option<&str>) -> Warning {
+    let owner = owner.map_or_else(
+        || "a node or to a pod of this node".to_owned(),
+        |owner| format!("the pod network of node {owner}"),
+    );
     Warning {
         object: format!("Pod {pod}"),
         message: format!(

@@ -16,6 +16,8 @@ mod ipcache;
 mod numbers;
 mod services;
 mod sets;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 

@@ -17,6 +17,8 @@ mod policy;
 mod selector;
 mod service;
 mod slice;
+#[cfg(test)]
+mod tests;
 mod trim;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -58,16 +60,6 @@ pub enum ConvertError {
         kind: &'static str,
         /// Its name.
         name: String,
-    },
-    /// A field without which the object means nothing is missing or makes no sense.
-    #[error("{object}: {field} {problem}; the object is ignored until that is corrected")]
-    Field {
-        /// Kind and name.
-        object: String,
-        /// Path of the field.
-        field: &'static str,
-        /// What is wrong with it.
-        problem: String,
     },
 }
 
