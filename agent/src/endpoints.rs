@@ -1,8 +1,9 @@
 //! The endpoints of this node: one record per pod interface, on disk and in memory.
 //!
 //! Invariants:
-//! - A record is on disk before the runtime learns that the pod's interface is there, and goes only
-//!   when the interface does. So what is running is always known, whatever happened to the agent.
+//! - A record is on disk before the runtime learns that the pod's interface is there, and goes when
+//!   the runtime wants the interface gone. So what is running is always known, whatever happened to
+//!   the agent.
 //! - Records are keyed by the host's interface name, which follows from container and interface.
 
 use std::collections::BTreeMap;

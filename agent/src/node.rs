@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
-use weft_core::model::ClusterState;
+use weft_core::model::{ClusterState, Node};
 
 use crate::endpoints::Endpoints;
 use crate::netlink::routes::{self, Route, Via};
@@ -39,6 +39,16 @@ impl NodeFacts {
             address,
             pod_cidrs: node.pod_cidrs.clone(),
         })
+    }
+
+    /// A Node object that says this much.
+    pub fn as_node(&self, name: &str) -> Node {
+        Node {
+            name: name.to_owned(),
+            internal_ips: vec![self.address],
+            pod_cidrs: self.pod_cidrs.clone(),
+            labels: Default::default(),
+        }
     }
 
     /// What an earlier agent knew.
@@ -220,8 +230,9 @@ impl NodeSetup {
                     .await
             }
             .await;
-            if let Err(error) = result {
-                // A pod that is being removed at this moment; or what STATUS and the log tell.
+            if let Err(error) = result
+                && endpoints.get(&record.interface).is_some()
+            {
                 warn!(interface = record.interface, pod = record.pod, %error, "cannot renew the way to a pod");
             }
         }
@@ -231,7 +242,6 @@ impl NodeSetup {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weft_core::model::Node;
 
     fn node(name: &str, address: &str, cidr: &str) -> (String, Node) {
         let node = Node {
@@ -281,7 +291,13 @@ mod tests {
             pod_cidrs: vec!["10.244.0.0/24".parse().expect("a network")],
         };
         facts.store(&path).expect("writes");
-        assert_eq!(NodeFacts::load(&path), Some(facts));
+        assert_eq!(NodeFacts::load(&path), Some(facts.clone()));
+        let mut state = ClusterState {
+            node_name: "a".to_owned(),
+            ..ClusterState::default()
+        };
+        state.nodes.insert("a".to_owned(), facts.as_node("a"));
+        assert_eq!(NodeFacts::of(&state, None), Some(facts));
         std::fs::write(&path, "{").expect("writes");
         assert_eq!(NodeFacts::load(&path), None);
     }

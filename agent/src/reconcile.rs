@@ -35,7 +35,7 @@ use crate::config::Config;
 use crate::endpoints::{Endpoints, Record};
 use crate::ipam::Ipam;
 use crate::netlink::overlay;
-use crate::node::{NodeNetwork, NodeSetup, Wanted};
+use crate::node::{NodeFacts, NodeNetwork, NodeSetup, Wanted};
 use crate::watch::Cluster;
 
 /// How long to wait for more changes after the first: an object's change often comes with others.
@@ -174,6 +174,8 @@ pub struct Reconciler {
     backoff: Backoff,
     last_error: Option<String>,
     links_swapped: bool,
+    /// What is known of the node, by the API or from an earlier time.
+    facts: Option<NodeFacts>,
 }
 
 impl Reconciler {
@@ -193,12 +195,14 @@ impl Reconciler {
             backoff: Backoff::new(Duration::from_millis(50), Duration::from_secs(10)),
             last_error: None,
             links_swapped: false,
+            facts: None,
         })
     }
 
     /// Runs for ever.
     pub async fn run(mut self) {
-        if let Some(facts) = self.node.remembered() {
+        self.facts = self.node.remembered();
+        if let Some(facts) = self.facts.clone() {
             match self.node.restore(facts).await {
                 Ok(network) => self.set_node(network),
                 Err(error) => warn!(
@@ -344,7 +348,19 @@ impl Reconciler {
 
     async fn set_up_node(&mut self) -> Result<()> {
         let address = self.shared.config.node_address.map(Into::into);
-        let Some(wanted) = self.shared.cluster.with(|state| Wanted::of(state, address)) else {
+        let wanted = self.shared.cluster.update(|state| {
+            let wanted = Wanted::of(state, address);
+            if wanted.is_some() || self.facts.is_none() {
+                return wanted;
+            }
+            // A Node object that was deleted, or lost its address, under running pods: they go on
+            // with what was known of the node.
+            let node = self.facts.as_ref()?.as_node(&state.node_name);
+            state.nodes.insert(node.name.clone(), node);
+            warn!(node = state.node_name, "the API's Node object is gone or has no InternalIP; the last known address and pod networks stay");
+            Wanted::of(state, address)
+        });
+        let Some(wanted) = wanted else {
             anyhow::bail!(
                 "the API has no Node {} with an InternalIP: check --node-name, or wait for the \
                  kubelet to register the node",
@@ -363,6 +379,7 @@ impl Reconciler {
     }
 
     fn set_node(&mut self, network: NodeNetwork) {
+        self.facts = Some(network.facts.clone());
         self.shared.ipam().set_pools(&network.facts.pod_cidrs);
         let overlay = self
             .shared

@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result, bail};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
@@ -111,7 +111,8 @@ async fn run_agent(config: Config) -> Result<()> {
         },
     };
     info!("ending; the datapath goes on");
-    agent.tasks.abort_all();
+    // Requests that are being served need the other parts: those end last.
+    agent.accepting.abort();
     agent.requests.close();
     if tokio::time::timeout(DRAIN_TIMEOUT, agent.requests.wait())
         .await
@@ -119,6 +120,7 @@ async fn run_agent(config: Config) -> Result<()> {
     {
         warn!("CNI requests are still being served; their runtime will try again");
     }
+    agent.tasks.abort_all();
     result
 }
 
@@ -172,6 +174,7 @@ async fn connect(config: &Config) -> Result<kube::Client> {
 /// The running agent.
 struct Agent {
     tasks: JoinSet<()>,
+    accepting: AbortHandle,
     requests: TaskTracker,
 }
 
@@ -241,11 +244,15 @@ impl Agent {
             requests.clone(),
             weft_cni::queue::Queue::new(shared.config.cni_queue()),
         );
-        tasks.spawn(async move {
+        let accepting = tasks.spawn(async move {
             server::replay(&attachments, &queue).await;
             server::serve(cni, attachments, tracker).await;
         });
-        Ok(Self { tasks, requests })
+        Ok(Self {
+            tasks,
+            accepting,
+            requests,
+        })
     }
 }
 

@@ -277,6 +277,22 @@ const POLICIES: Kind<NetworkPolicy, ObjectKey, weft_core::model::NetworkPolicy> 
     table: |state| &mut state.policies,
 };
 
+/// A list that is being received.
+struct Listing<I, M> {
+    objects: BTreeMap<I, M>,
+    /// Every object's name, also of those that could not be used.
+    names: BTreeSet<String>,
+}
+
+impl<I, M> Default for Listing<I, M> {
+    fn default() -> Self {
+        Self {
+            objects: BTreeMap::new(),
+            names: BTreeSet::new(),
+        }
+    }
+}
+
 async fn run<K, I, M>(
     cluster: Arc<Cluster>,
     api: Api<DeserializeGuard<K>>,
@@ -307,13 +323,13 @@ async fn follow<K, I, M>(
     M: PartialEq + Clone,
 {
     let mut events = std::pin::pin!(events);
-    let mut listing = BTreeMap::new();
+    let mut listing = Listing::default();
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => cluster.apply(kind, event, &mut listing),
             Err(error) => {
                 // A list that broke off is made anew from its beginning.
-                listing.clear();
+                listing = Listing::default();
                 cluster.watch_failed(kind.name, &error);
             }
         }
@@ -329,7 +345,7 @@ impl Cluster {
         &self,
         kind: Kind<K, I, M>,
         event: Event<DeserializeGuard<K>>,
-        listing: &mut BTreeMap<I, M>,
+        listing: &mut Listing<I, M>,
     ) where
         K: Resource<DynamicType = ()>,
         I: Id,
@@ -357,20 +373,20 @@ impl Cluster {
             Event::Init => return,
             Event::InitApply(object) => {
                 let (id, model) = inner.read(kind, &object);
+                listing.names.insert(id.to_string());
                 if let Some(model) = model {
-                    listing.insert(id, model);
+                    listing.objects.insert(id, model);
                 }
                 false
             }
             Event::InitDone => {
-                let listed = std::mem::take(listing);
-                let names: BTreeSet<String> = listed.keys().map(ToString::to_string).collect();
+                let Listing { objects, names } = std::mem::take(listing);
                 inner
                     .warnings
                     .retain(|(of, id), _| *of != kind.name || names.contains(id));
                 let table = (kind.table)(&mut inner.state);
-                let changed = *table != listed;
-                *table = listed;
+                let changed = *table != objects;
+                *table = objects;
                 let status = inner.watches.entry(kind.name).or_default();
                 status.lists += 1;
                 let first = !status.synced;
@@ -426,12 +442,13 @@ impl Inner {
             Ok(Ok(Converted { object, warnings })) => (Some(object), warnings),
             Ok(Err(error)) => (None, vec![warning::<K>(&id, &error.to_string())]),
             Err(invalid) => {
-                let text = format!("its last good version stays: {}", invalid.error);
                 let last_good = (kind.table)(&mut self.state).get(&id).cloned();
-                (
-                    last_good,
-                    vec![warning::<K>(&id, &format!("cannot be decoded, {text}"))],
-                )
+                let then = match last_good {
+                    Some(_) => "its last good version stays",
+                    None => "it is ignored until that is corrected",
+                };
+                let text = format!("cannot be decoded, {then}: {}", invalid.error);
+                (last_good, vec![warning::<K>(&id, &text)])
             }
         };
         let key = (kind.name, id.to_string());
@@ -453,5 +470,141 @@ fn warning<K: Resource<DynamicType = ()>>(id: &impl ToString, message: &str) -> 
     Warning {
         object: format!("{} {}", K::kind(&()), id.to_string()),
         message: message.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt as _;
+    use kube::core::Status;
+    use kube::core::error_boundary::InvalidObject;
+    use serde_json::json;
+
+    type Guarded = watcher::Result<Event<DeserializeGuard<Pod>>>;
+
+    fn pod(name: &str, node: &str) -> DeserializeGuard<Pod> {
+        let object = json!({
+            "metadata": { "name": name, "namespace": "shop" },
+            "spec": { "containers": [], "nodeName": node },
+        });
+        DeserializeGuard(Ok(serde_json::from_value(object).expect("a pod")))
+    }
+
+    fn broken(name: &str) -> DeserializeGuard<Pod> {
+        let metadata = ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some("shop".to_owned()),
+            ..ObjectMeta::default()
+        };
+        DeserializeGuard(Err(InvalidObject {
+            error: "spec: not a map".to_owned(),
+            metadata,
+        }))
+    }
+
+    fn failure() -> Guarded {
+        Err(watcher::Error::WatchError(Box::new(Status::failure(
+            "gone", "Expired",
+        ))))
+    }
+
+    async fn feed(cluster: &Cluster, events: Vec<Guarded>) {
+        follow(cluster, PODS, futures::stream::iter(events)).await;
+    }
+
+    fn list(pods: Vec<DeserializeGuard<Pod>>) -> Vec<Guarded> {
+        let pods = pods.into_iter().map(|pod| Ok(Event::InitApply(pod)));
+        pods.chain([Ok(Event::InitDone)]).collect()
+    }
+
+    fn names(cluster: &Cluster) -> Vec<String> {
+        cluster.with(|state| state.pods.keys().map(|key| key.name.clone()).collect())
+    }
+
+    fn changed(cluster: &Cluster) -> bool {
+        cluster.changed().now_or_never().is_some()
+    }
+
+    #[tokio::test]
+    async fn a_list_replaces_what_was_known_when_it_is_complete() {
+        let cluster = Cluster::new("n1");
+        feed(&cluster, list(vec![pod("a", "n1"), pod("b", "n1")])).await;
+        assert!(changed(&cluster));
+        // "a" was deleted while the watch was away; the list breaks off before its end.
+        feed(
+            &cluster,
+            vec![failure(), Ok(Event::InitApply(pod("b", "n1"))), failure()],
+        )
+        .await;
+        assert_eq!(names(&cluster), ["a", "b"]);
+        assert!(!changed(&cluster));
+        let status = cluster.watches()["pods"].clone();
+        assert_eq!(
+            (status.connected, status.errors, status.objects),
+            (false, 2, 2)
+        );
+        feed(&cluster, list(vec![pod("b", "n1"), pod("c", "n1")])).await;
+        assert_eq!(names(&cluster), ["b", "c"]);
+        assert!(changed(&cluster) && cluster.pods_connected());
+    }
+
+    #[tokio::test]
+    async fn half_a_list_is_forgotten() {
+        let cluster = Cluster::new("n1");
+        let mut events = vec![Ok(Event::InitApply(pod("old", "n1"))), failure()];
+        events.extend(list(vec![pod("new", "n1")]));
+        feed(&cluster, events).await;
+        assert_eq!(names(&cluster), ["new"]);
+    }
+
+    #[tokio::test]
+    async fn only_what_the_compiler_reads_wakes_anybody() {
+        let cluster = Cluster::new("n1");
+        feed(&cluster, list(vec![pod("a", "n1")])).await;
+        assert!(changed(&cluster));
+        feed(&cluster, vec![Ok(Event::Apply(pod("a", "n1")))]).await;
+        assert!(!changed(&cluster), "nothing changed");
+        feed(&cluster, vec![Ok(Event::Apply(pod("a", "n2")))]).await;
+        assert!(changed(&cluster), "the node changed");
+        feed(&cluster, vec![Ok(Event::Delete(pod("b", "n1")))]).await;
+        assert!(!changed(&cluster), "was not known");
+        feed(&cluster, vec![Ok(Event::Delete(pod("a", "n2")))]).await;
+        assert!(changed(&cluster) && names(&cluster).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_broken_object_keeps_its_last_good_version() {
+        let cluster = Cluster::new("n1");
+        feed(&cluster, list(vec![pod("a", "n1"), broken("never")])).await;
+        assert_eq!(names(&cluster), ["a"]);
+        feed(&cluster, vec![Ok(Event::Apply(broken("a")))]).await;
+        assert_eq!(names(&cluster), ["a"]);
+        assert_eq!(cluster.warnings().len(), 2);
+        feed(&cluster, list(vec![broken("a")])).await;
+        assert_eq!(names(&cluster), ["a"]);
+        let warnings: Vec<_> = cluster.warnings().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            warnings,
+            ["Pod shop/a: cannot be decoded, its last good version stays: spec: not a map"]
+        );
+        feed(&cluster, vec![Ok(Event::Apply(pod("a", "n1")))]).await;
+        assert!(cluster.warnings().is_empty());
+    }
+
+    #[tokio::test]
+    async fn synced_is_when_every_kind_was_listed() {
+        fn empty<K>() -> impl Stream<Item = watcher::Result<Event<DeserializeGuard<K>>>> {
+            futures::stream::iter([Ok(Event::InitDone)])
+        }
+        let cluster = Cluster::new("n1");
+        follow(&cluster, NODES, empty()).await;
+        follow(&cluster, NAMESPACES, empty()).await;
+        follow(&cluster, PODS, empty()).await;
+        follow(&cluster, SERVICE_KIND, empty()).await;
+        follow(&cluster, SLICES, empty()).await;
+        assert!(!cluster.synced() && cluster.wait_synced().now_or_never().is_none());
+        follow(&cluster, POLICIES, empty()).await;
+        assert!(cluster.synced() && cluster.wait_synced().now_or_never().is_some());
     }
 }

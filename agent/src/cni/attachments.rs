@@ -248,6 +248,13 @@ impl Attachments {
     /// all the same and passes nothing but its own node's traffic until it does: failing closed, and
     /// not failing to start.
     async fn wait_until_ready(&self, record: &Record) {
+        if record.pod.is_empty() {
+            warn!(
+                interface = record.interface,
+                "the runtime did not say which pod this is (CNI_ARGS): it reaches and is reached by its own node only"
+            );
+            return;
+        }
         let patience = if self.shared.cluster.pods_connected() {
             READY_TIMEOUT
         } else {
@@ -266,9 +273,15 @@ impl Attachments {
         }
     }
 
-    /// Removes whatever there is of an attachment. Every part is tried.
+    /// Removes whatever there is of an attachment: the record first, so that nobody looks for an
+    /// interface that is just going, and the addresses last, when nobody can use them any more. Every
+    /// part is tried; what a crash leaves in between, the next start removes.
     async fn clean_up(&self, owner: &Owner, pair: &Pair) -> Result<(), CniError> {
         let mut errors = Vec::new();
+        let (shared, host) = (self.shared.clone(), pair.host.clone());
+        if let Err(error) = blocking(move || shared.endpoints.remove(&host)).await? {
+            errors.push(format!("the endpoint's record: {error}"));
+        }
         match self.netlink.find_link(&pair.host).await {
             Ok(Some(link)) => {
                 // The peer in the pod goes with it.
@@ -279,35 +292,18 @@ impl Attachments {
             Ok(None) => {}
             Err(error) => errors.push(error.to_string()),
         }
-        let (shared, owner, host) = (self.shared.clone(), owner.clone(), pair.host.clone());
-        let gone = errors.is_empty();
-        let (record, addresses) = blocking(move || {
-            shared.attacher().forget(&host);
-            // While the interface is there, its address is in use.
-            if !gone {
-                return (Ok(None), Ok(Vec::new()));
-            }
-            (
-                shared.endpoints.remove(&host),
-                shared.ipam().release(&owner),
-            )
-        })
-        .await?;
-        errors.extend(
-            record
-                .err()
-                .map(|error| format!("the endpoint's record: {error}")),
-        );
-        errors.extend(addresses.err().map(|error| error.to_string()));
+        self.shared.attacher().forget(&pair.host);
+        if errors.is_empty() {
+            let (shared, owner) = (self.shared.clone(), owner.clone());
+            let released = blocking(move || shared.ipam().release(&owner)).await?;
+            errors.extend(released.err().map(|error| error.to_string()));
+        }
         self.shared.cluster.notify();
         if errors.is_empty() {
-            Ok(())
-        } else {
-            Err(
-                CniError::new(code::IO, "the attachment could not be removed completely")
-                    .with_details(errors.join("; ")),
-            )
+            return Ok(());
         }
+        let error = CniError::new(code::IO, "the attachment could not be removed completely");
+        Err(error.with_details(errors.join("; ")))
     }
 }
 
