@@ -86,7 +86,7 @@ impl End {
 pub fn endpoint<F: Family>(address: F::Addr) -> Option<&'static Endpoint> {
     lookups::count(Table::Endpoints);
     // SAFETY: read at once and not kept across map changes of this program.
-    unsafe { F::endpoints().get(&address) }
+    unsafe { F::endpoints().get(address) }
 }
 
 /// The ipcache entry of the longest prefix that covers this address.

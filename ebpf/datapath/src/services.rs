@@ -44,7 +44,7 @@ pub fn select<F: Family>(
     };
     lookups::count(Table::Services);
     // SAFETY: read at once and not kept across map changes of this program.
-    let Some(frontend) = (unsafe { F::frontends().get(&key) }) else {
+    let Some(frontend) = (unsafe { F::frontends().get(key) }) else {
         return Ok(None);
     };
     let usable = if frontend.flags & FRONTEND_LOCAL_ONLY != 0 {
@@ -60,7 +60,7 @@ pub fn select<F: Family>(
     lookups::count(Table::Services);
     // SAFETY: as above.
     let Some(slot) = (unsafe {
-        SLOTS.get(&SlotKey {
+        SLOTS.get(SlotKey {
             service: frontend.service,
             slot,
         })
@@ -69,7 +69,7 @@ pub fn select<F: Family>(
     };
     lookups::count(Table::Services);
     // SAFETY: as above.
-    let Some(backend) = (unsafe { F::backends().get(&slot.backend) }) else {
+    let Some(backend) = (unsafe { F::backends().get(slot.backend) }) else {
         return Err(Drop::because(DropReason::NoBackend));
     };
     Ok(Some(Choice {
@@ -86,7 +86,7 @@ pub fn select<F: Family>(
 pub fn still_serves<F: Family>(flow: &Flow<F::Addr>, backend_tuple: &Tuple<F::Addr>) -> bool {
     lookups::count(Table::Services);
     // SAFETY: read at once and not kept across map changes of this program.
-    match unsafe { F::backends().get(&flow.backend) } {
+    match unsafe { F::backends().get(flow.backend) } {
         Some(backend) => {
             backend.service == flow.service
                 && backend.address == backend_tuple.destination

@@ -108,7 +108,7 @@ impl Skb {
             assert!(
                 align_of::<T>() <= 2,
                 "packet data is aligned to 2 bytes at most"
-            )
+            );
         };
         let start = self.ctx.data() + offset;
         if start + size_of::<T>() > self.ctx.data_end() {
