@@ -76,7 +76,8 @@ pub enum ConfigError {
     #[error("--node-address {0}: give an IPv4 address of this node")]
     NodeAddress(IpAddr),
     /// A capacity is not `name=entries` with a known map and a number above 0.
-    #[error("--map-capacity {0:?}: give <map>=<entries>, with a map of {known}", known = maps::PINNED.join(", "))]
+    #[error("--map-capacity {0:?}: give <map>=<entries>, with a map of \
+        {known}", known = maps::PINNED.join(", "))]
     Capacity(String),
 }
 
@@ -135,7 +136,8 @@ impl Config {
         self.bpf_root.join("weft").join(format!("v{ABI_VERSION}"))
     }
 
-    /// Where links are pinned. They outlive ABI versions: the next agent swaps the programs in them.
+    /// Where links are pinned. They outlive ABI versions: the next agent swaps the programs in
+    /// them.
     pub fn link_dir(&self) -> PathBuf {
         self.bpf_root.join("weft").join("links")
     }

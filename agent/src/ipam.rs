@@ -109,18 +109,24 @@ impl Ipam {
                 match cursor {
                     Some(cursor) => drop(ipam.cursors.insert(family, cursor)),
                     None => {
-                        warn!(file = %path.display(), "address cursor is unreadable; starting over");
+                        warn!(file = %path.display(), "address cursor is unreadable; starting \
+                            over");
                     }
                 }
                 continue;
             }
             let Ok(address) = name.parse::<IpAddr>() else {
-                warn!(file = %path.display(), "file in the address directory is no allocation; ignored");
+                warn!(file = %path.display(), "file in the address directory is no allocation; \
+                    ignored");
                 continue;
             };
             let owner = serde_json::from_slice(&content).unwrap_or_else(|error| {
-                warn!(file = %path.display(), %error, "allocation has no readable owner; its address stays taken until the file is removed");
-                Owner { container_id: String::new(), ifname: String::new() }
+                warn!(file = %path.display(), %error, "allocation has no readable owner; its \
+                    address stays taken until the file is removed");
+                Owner {
+                    container_id: String::new(),
+                    ifname: String::new(),
+                }
             });
             ipam.allocated.insert(address, owner);
         }

@@ -62,7 +62,10 @@ impl NodeFacts {
             }
         };
         serde_json::from_slice(&content)
-            .inspect_err(|error| warn!(file = %path.display(), %error, "what was known of the node is unreadable"))
+            .inspect_err(|error| {
+                warn!(file = %path.display(), %error, "what was known of the \
+                node is unreadable")
+            })
             .ok()
     }
 
@@ -208,7 +211,9 @@ impl NodeSetup {
             None => match uplink::with_address(&self.netlink, facts.address).await? {
                 Some(link) => link.mtu.saturating_sub(overlay::OVERHEAD),
                 None => {
-                    warn!(address = %facts.address, mtu = UPLINK_MTU, "no interface has the node's address; its MTU is assumed. Give --mtu or --node-address if that is wrong");
+                    warn!(address = %facts.address, mtu = UPLINK_MTU, "no interface has the \
+                        node's address; its MTU is assumed. Give --mtu or --node-address if \
+                        that is wrong");
                     UPLINK_MTU - overlay::OVERHEAD
                 }
             },
@@ -233,7 +238,8 @@ impl NodeSetup {
             if let Err(error) = result
                 && endpoints.get(&record.interface).is_some()
             {
-                warn!(interface = record.interface, pod = record.pod, %error, "cannot renew the way to a pod");
+                warn!(interface = record.interface, pod = record.pod, %error, "cannot renew the \
+                    way to a pod");
             }
         }
     }

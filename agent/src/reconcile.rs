@@ -357,7 +357,11 @@ impl Reconciler {
             // with what was known of the node.
             let node = self.facts.as_ref()?.as_node(&state.node_name);
             state.nodes.insert(node.name.clone(), node);
-            warn!(node = state.node_name, "the API's Node object is gone or has no InternalIP; the last known address and pod networks stay");
+            warn!(
+                node = state.node_name,
+                "the API's Node object is gone or has no InternalIP; \
+                the last known address and pod networks stay"
+            );
             Wanted::of(state, address)
         });
         let Some(wanted) = wanted else {

@@ -1,9 +1,9 @@
 //! The agent's start, its tasks, and its end.
 //!
-//! Start, in this order: open the state, load the new programs over the pinned maps, compare what is
-//! there with what was written down, watch, and serve CNI. The first complete compilation is applied
-//! before the links are swapped ([`crate::reconcile`]) and before the runtime is told that there is
-//! a network.
+//! Start, in this order: open the state, load the new programs over the pinned maps, compare what
+//! is there with what was written down, watch, and serve CNI. The first complete compilation is
+//! applied before the links are swapped ([`crate::reconcile`]) and before the runtime is told that
+//! there is a network.
 //!
 //! The end changes nothing: links, maps, interfaces and routes stay.
 

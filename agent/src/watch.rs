@@ -9,8 +9,8 @@
 //!
 //! Invariants:
 //! - Nothing is compiled before every kind was listed once ([`Cluster::synced`]).
-//! - When the API vanishes, the last state stays, for ever. A new list replaces a kind at once, when
-//!   it is complete, so deletes that were missed are found and no half list is ever seen.
+//! - When the API vanishes, the last state stays, for ever. A new list replaces a kind at once,
+//!   when it is complete, so deletes that were missed are found and no half list is ever seen.
 //! - An object that cannot be decoded keeps its last good version, so that no policy is lost to a
 //!   typing mistake; it is reported, and the others of its kind go on.
 

@@ -56,7 +56,8 @@ async fn add_address(index: u32, address: IpAddr) {
     connection.abort();
 }
 
-/// A pod: a thread in a namespace of its own, which answers one TCP connection and ends with `stop`.
+/// A pod: a thread in a namespace of its own, which answers one TCP connection and ends with
+/// `stop`.
 struct PodProcess {
     netns: PathBuf,
     stop: mpsc::Sender<()>,

@@ -79,7 +79,8 @@ impl Attacher {
         };
         if !tcx {
             info!(
-                "programs are attached as clsact filters: the kernel has no tcx, or clsact was asked for"
+                "programs are attached as clsact filters: the kernel has no tcx, or clsact was \
+                    asked for"
             );
         }
         Ok(Self {

@@ -112,8 +112,8 @@ impl Reader {
         log: DropLog,
         resolve: impl Fn(u32) -> Option<String> + Send,
     ) -> Result<()> {
-        // SAFETY: the ring owns its descriptor: it stays the same and open until the ring is dropped,
-        // which the registration does after it ended.
+        // SAFETY: the ring owns its descriptor: it stays the same and open until the ring is
+        // dropped, which the registration does after it ended.
         let ring = unsafe { AsyncFd::register_with_interest(self.ring, Interest::READABLE) };
         let mut ring = ring
             .map_err(|error| error.into_parts().1)

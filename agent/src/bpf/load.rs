@@ -35,7 +35,8 @@ pub struct Options {
 #[derive(Debug, Error)]
 pub enum LoadError {
     /// The directory for pins is on no BPF file system.
-    #[error("{dir} is not on a BPF file system: mount one there (mount -t bpf bpf <dir>), or give another --bpf-root", dir = .0.display())]
+    #[error("{dir} is not on a BPF file system: mount one there (mount -t bpf bpf <dir>), or \
+        give another --bpf-root", dir = .0.display())]
     NotBpffs(PathBuf),
     /// The directory for pins cannot be made.
     #[error("cannot make the pin directory {path}: {error}", path = path.display())]
@@ -57,7 +58,9 @@ pub enum LoadError {
         name: &'static str,
     },
     /// A pinned map has another layout.
-    #[error("the pinned map {path} has another layout ({found}) than this agent's ({wanted}), under the same ABI version; it is of another build. Drain the node and remove {path}", path = path.display())]
+    #[error("the pinned map {path} has another layout ({found}) than this agent's ({wanted}), \
+        under the same ABI version; it is of another build. Drain the node and remove \
+        {path}", path = path.display())]
     Layout {
         /// The pin.
         path: PathBuf,

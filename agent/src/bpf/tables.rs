@@ -33,7 +33,8 @@ use crate::errors::chain;
 pub enum TableError {
     /// The map has no room.
     #[error(
-        "map {map} is full ({capacity} entries): {key} is missing in it. Raise its capacity (--map-capacity {map}=<entries>) and remove the pin with the node drained"
+        "map {map} is full ({capacity} entries): {key} is missing in it. Raise its capacity \
+            (--map-capacity {map}=<entries>) and remove the pin with the node drained"
     )]
     Full {
         /// The map.

@@ -1,7 +1,7 @@
 //! ADD and DEL: a pod's interface, its addresses, its endpoint.
 //!
-//! ADD, in this order, so that a crash anywhere leaves nothing that a DEL or the next start does not
-//! clean up, and so that no packet passes before the datapath sees it:
+//! ADD, in this order, so that a crash anywhere leaves nothing that a DEL or the next start does
+//! not clean up, and so that no packet passes before the datapath sees it:
 //!
 //! 1. addresses are allocated (on disk),
 //! 2. the interface pair is made, both ends down,
@@ -36,8 +36,8 @@ use crate::reconcile::Shared;
 
 /// How long ADD waits for the node's network, after a fresh start.
 const NODE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long ADD waits for the pod's policy set. Longer would not help: the watch that brings the pod
-/// is the same kind of watch that told the kubelet of it.
+/// How long ADD waits for the pod's policy set. Longer would not help: the watch that brings the
+/// pod is the same kind of watch that told the kubelet of it.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long ADD waits for the pod's policy set while the API is away: enough for a pod that is
 /// known.
@@ -101,7 +101,8 @@ impl Attachments {
             Ok(record) => record,
             Err(error) => {
                 if let Err(leftover) = self.clean_up(&owner, &pair).await {
-                    warn!(%owner, error = %leftover, "a failed ADD left something behind; DEL or a restart removes it");
+                    warn!(%owner, error = %leftover, "a failed ADD left something behind; DEL \
+                        or a restart removes it");
                 }
                 return Err(error);
             }
@@ -128,7 +129,10 @@ impl Attachments {
         self.clean_up(&owner, &pair).await?;
         match known {
             Some(record) => {
-                info!(pod = %record.endpoint().pod, addresses = ?record.addresses, interface = record.interface, "pod detached");
+                info!(
+                    pod = %record.endpoint().pod, addresses = ?record.addresses,
+                    interface = record.interface, "pod detached"
+                );
             }
             None => debug!(%owner, "DEL of what is not there"),
         }
@@ -245,13 +249,14 @@ impl Attachments {
     }
 
     /// Waits until the policy set is in the maps. If it does not get there in time, the pod starts
-    /// all the same and passes nothing but its own node's traffic until it does: failing closed, and
-    /// not failing to start.
+    /// all the same and passes nothing but its own node's traffic until it does: failing closed,
+    /// and not failing to start.
     async fn wait_until_ready(&self, record: &Record) {
         if record.pod.is_empty() {
             warn!(
                 interface = record.interface,
-                "the runtime did not say which pod this is (CNI_ARGS): it reaches and is reached by its own node only"
+                "the runtime did not say which pod this is (CNI_ARGS): it reaches and is \
+                    reached by its own node only"
             );
             return;
         }
@@ -268,14 +273,15 @@ impl Attachments {
             warn!(
                 pod = %record.endpoint().pod, interface = record.interface,
                 api_connected = self.shared.cluster.pods_connected(), error,
-                "the pod's policy is not in place yet: until it is, the pod reaches and is reached by its own node only"
+                "the pod's policy is not in place yet: until it is, the pod reaches and is \
+                    reached by its own node only"
             );
         }
     }
 
     /// Removes whatever there is of an attachment: the record first, so that nobody looks for an
-    /// interface that is just going, and the addresses last, when nobody can use them any more. Every
-    /// part is tried; what a crash leaves in between, the next start removes.
+    /// interface that is just going, and the addresses last, when nobody can use them any more.
+    /// Every part is tried; what a crash leaves in between, the next start removes.
     async fn clean_up(&self, owner: &Owner, pair: &Pair) -> Result<(), CniError> {
         let mut errors = Vec::new();
         let (shared, host) = (self.shared.clone(), pair.host.clone());

@@ -91,7 +91,8 @@ pub async fn restore(netlink: &Netlink, endpoints: &Endpoints, ipam: &mut Ipam) 
         }
     }
     for record in plan.gone {
-        info!(pod = %record.endpoint().pod, interface = record.interface, "the interface of a pod is gone; forgetting the pod");
+        info!(pod = %record.endpoint().pod, interface = record.interface, "the interface of a \
+            pod is gone; forgetting the pod");
         if let Err(error) = endpoints.remove(&record.interface) {
             warn!(interface = record.interface, %error, "cannot remove an endpoint's record");
         }
@@ -102,7 +103,8 @@ pub async fn restore(netlink: &Netlink, endpoints: &Endpoints, ipam: &mut Ipam) 
             "removing an interface that belongs to no pod"
         );
         if let Err(error) = netlink.delete_link(&link).await {
-            warn!(interface = link.name, %error, "cannot remove an interface that belongs to no pod");
+            warn!(interface = link.name, %error, "cannot remove an interface that belongs to no \
+                pod");
         }
     }
     for owner in plan.orphans {

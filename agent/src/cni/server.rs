@@ -48,7 +48,8 @@ pub async fn replay(attachments: &Attachments, queue: &Queue) {
     let entries = match queue.entries() {
         Ok(entries) => entries,
         Err(error) => {
-            warn!(%error, "cannot read the queue of DELs; pods that were removed while the agent was away keep their addresses until the next start");
+            warn!(%error, "cannot read the queue of DELs; pods that were removed while the \
+                agent was away keep their addresses until the next start");
             return;
         }
     };
@@ -60,12 +61,14 @@ pub async fn replay(attachments: &Attachments, queue: &Queue) {
                     "doing a DEL that was waiting for the agent"
                 );
                 if let Err(error) = attachments.del(&request).await {
-                    warn!(container = request.container_id, %error, "a waiting DEL failed; it stays for the next start");
+                    warn!(container = request.container_id, %error, "a waiting DEL failed; it \
+                        stays for the next start");
                     continue;
                 }
             }
             Ok(request) => {
-                warn!(file = %entry.path.display(), command = %request.command, "only DELs can wait; dropped");
+                warn!(file = %entry.path.display(), command = %request.command, "only DELs can \
+                    wait; dropped");
             }
             Err(error) => warn!(%error, "unreadable DEL in the queue; dropped"),
         }
@@ -138,7 +141,10 @@ async fn handle(request: &Request, attachments: &Attachments) -> Response {
     if let Err(error) = &response {
         let pod = request.args.pod_name.as_deref().unwrap_or_default();
         let namespace = request.args.pod_namespace.as_deref().unwrap_or_default();
-        warn!(command = %request.command, container = request.container_id, pod, namespace, %error, "CNI request failed");
+        warn!(
+            command = %request.command, container = request.container_id, pod, namespace, %error,
+            "CNI request failed"
+        );
     }
     response
 }

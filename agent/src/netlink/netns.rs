@@ -1,4 +1,5 @@
-//! A network namespace, by an open file, so that it stays the same one whatever happens to the path.
+//! A network namespace, by an open file, so that it stays the same one whatever happens to the
+//! path.
 
 use std::fs::File;
 use std::io;

@@ -1,8 +1,8 @@
 //! The VXLAN device: one per node, for all remote nodes.
 //!
-//! The tunnel's ends come with each packet (collect-metadata): the datapath sets and checks them, so
-//! the device learns nothing, floods nothing, and needs no forwarding entries. It does without ARP:
-//! the kernel then addresses frames to the device's own MAC, which every node's device has.
+//! The tunnel's ends come with each packet (collect-metadata): the datapath sets and checks them,
+//! so the device learns nothing, floods nothing, and needs no forwarding entries. It does without
+//! ARP: the kernel then addresses frames to the device's own MAC, which every node's device has.
 
 use rtnetlink::LinkVxlan;
 use rtnetlink::packet_route::link::LinkMessage;
@@ -37,7 +37,8 @@ pub async fn ensure(netlink: &Netlink, mtu: u32) -> Result<Link, NetlinkError> {
     if let Some(link) = &found
         && link.vxlan != Some(SETTINGS)
     {
-        warn!(interface = DEVICE, settings = ?link.vxlan, "the overlay device has other settings; making it anew");
+        warn!(interface = DEVICE, settings = ?link.vxlan, "the overlay device has other \
+            settings; making it anew");
         netlink.delete_link(link).await?;
         found = None;
     }

@@ -1,4 +1,5 @@
-//! Weft's routes on the node: to the other nodes' pods through the overlay, and to this node's pods.
+//! Weft's routes on the node: to the other nodes' pods through the overlay, and to this node's
+//! pods.
 //!
 //! Weft's routes are those of protocol [`ROUTE_PROTOCOL`] in the main table; all others are not
 //! touched. Each reconciliation dumps them, removes what is not wanted and adds what is missing, so

@@ -36,7 +36,8 @@ fn set(name: &str, value: &str) {
                 "changed a kernel setting"
             ),
             Err(error) => {
-                warn!(setting = name, value, %error, "cannot change a kernel setting; set it by hand");
+                warn!(setting = name, value, %error, "cannot change a kernel setting; set it by \
+                    hand");
             }
         },
         Err(error) => warn!(setting = name, %error, "cannot read a kernel setting"),

@@ -34,8 +34,8 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// The pair of a container's interface: names and MAC address follow from the container, so that
-    /// a second attempt finds what the first one left.
+    /// The pair of a container's interface: names and MAC address follow from the container, so
+    /// that a second attempt finds what the first one left.
     pub fn new(container_id: &str, ifname: &str, mtu: u32) -> Self {
         let hash = hash(container_id, ifname);
         let [_, _, a, b, c, d, e, f] = hash.to_be_bytes();
@@ -50,8 +50,8 @@ impl Pair {
     }
 }
 
-/// The address that a pod's routes lead to: link-local and the same for every pod, so no pod address
-/// is lost to it.
+/// The address that a pod's routes lead to: link-local and the same for every pod, so no pod
+/// address is lost to it.
 pub fn gateway(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => Ipv4Addr::from(GATEWAY_V4).into(),
@@ -61,8 +61,8 @@ pub fn gateway(address: IpAddr) -> IpAddr {
 
 /// Makes the pair, the pod's end in its namespace. Neither end is set up.
 ///
-/// A host end of the same name is of an attempt that failed before its pod's end got into use, or of
-/// a container whose DEL never came; it is removed first.
+/// A host end of the same name is of an attempt that failed before its pod's end got into use, or
+/// of a container whose DEL never came; it is removed first.
 ///
 /// # Errors
 ///
