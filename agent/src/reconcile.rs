@@ -315,7 +315,7 @@ impl Reconciler {
                         warn!(object = warning.object, "{}", warning.message);
                     }
                 }
-                let changes = diff(&maps.mirror, &desired.contents);
+                let changes = desired.changes(&maps.mirror);
                 // The meanings first: an event of a new rule may come before this returns.
                 maps.desired = desired;
                 changes

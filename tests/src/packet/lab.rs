@@ -20,7 +20,7 @@ use weft_agent::bpf::{DATAPATH, load::Loaded, tables::Tables};
 use weft_core::{
     compile::{Compiler, Desired},
     contents::Contents,
-    diff::{Step, diff},
+    diff::Step,
 };
 
 use super::{
@@ -172,7 +172,7 @@ impl Lab {
     /// When a map refuses a write.
     pub fn update(&mut self, cluster: &Cluster) -> Result<()> {
         self.desired = self.compiler.compile(&cluster.state);
-        let changes = diff(&self.contents, &self.desired.contents);
+        let changes = self.desired.changes(&self.contents);
         if self.epoch == 0 {
             self.bump()?;
         }
