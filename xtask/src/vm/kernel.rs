@@ -14,8 +14,13 @@ pub const SUITES: [&str; 4] = ["bullseye", "bookworm", "trixie", "trixie-backpor
 
 const FLAVOUR: &str = "-cloud-amd64";
 
-/// What a kernel consists of. New releases split image and modules into packages of their own.
-const PACKAGES: [&str; 3] = ["linux-image-", "linux-binary-", "linux-modules-"];
+/// What a kernel consists of. New releases split the image, its modules and their lists.
+const PACKAGES: [&str; 4] = [
+    "linux-image-",
+    "linux-binary-",
+    "linux-modules-",
+    "linux-base-",
+];
 
 /// An unpacked kernel.
 pub struct Kernel {
