@@ -63,8 +63,10 @@ impl NodeFacts {
         };
         serde_json::from_slice(&content)
             .inspect_err(|error| {
-                warn!(file = %path.display(), %error, "what was known of the \
-                node is unreadable")
+                warn!(
+                    file = %path.display(), %error,
+                    "what was known of the node is unreadable"
+                );
             })
             .ok()
     }

@@ -1,0 +1,332 @@
+//! Maps and links against the real kernel: what is pinned outlives its agent, and the next one takes
+//! it over.
+//!
+//! Each test has a network namespace and a BPF file system of its own, which end with its thread.
+//! Needs root; without it the tests say so and pass.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use aya::programs::links::Link as _;
+use aya::programs::tc::{SchedClassifierLink, TcHandle};
+use aya::programs::{SchedClassifier, TcAttachType};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use weft_abi::addr::Addr4;
+use weft_abi::config::Config;
+use weft_abi::endpoint::Endpoint;
+use weft_abi::ipcache::IpcacheEntry;
+use weft_abi::maps;
+use weft_agent::bpf::attach::Attacher;
+use weft_agent::bpf::load::{self, LoadError, Loaded, Options};
+use weft_agent::bpf::tables::{TableError, Tables};
+use weft_agent::cli::AttachMode;
+use weft_agent::netlink::{Netlink, overlay};
+use weft_core::contents::{Contents, LpmKey};
+use weft_core::diff::{Step, diff};
+
+/// A node's BPF file system.
+struct Bpffs {
+    root: PathBuf,
+}
+
+impl Bpffs {
+    fn options(&self) -> Options {
+        Options {
+            map_dir: self.root.join("weft/v1"),
+            // What is preallocated is kept small.
+            capacities: BTreeMap::from([("flows4", 64), ("flows6", 64), ("endpoints4", 2)]),
+            trace: false,
+        }
+    }
+
+    fn load(&self) -> Loaded {
+        load::load(&self.options()).expect("loads")
+    }
+
+    fn attacher(&self, mode: AttachMode) -> Attacher {
+        Attacher::new(self.load(), self.links(), mode).expect("a directory")
+    }
+
+    fn links(&self) -> PathBuf {
+        self.root.join("weft/links")
+    }
+
+    fn pinned_links(&self) -> BTreeSet<String> {
+        let entries = fs::read_dir(self.links()).expect("lists");
+        entries
+            .map(|e| {
+                e.expect("an entry")
+                    .file_name()
+                    .to_string_lossy()
+                    .into_owned()
+            })
+            .collect()
+    }
+}
+
+fn on_a_node(test: impl FnOnce(&Bpffs) + Send + 'static) {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: loading BPF programs needs root");
+        return;
+    }
+    let dir = tempfile::tempdir().expect("tempdir");
+    let root = dir.path().to_owned();
+    let thread = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("namespaces");
+        let none: Option<&str> = None;
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(none, "/", none, private, none).expect("private mounts");
+        mount(Some("bpf"), &root, Some("bpf"), MsFlags::empty(), none).expect("a BPF file system");
+        test(&Bpffs { root });
+    });
+    thread.join().expect("the test passes");
+}
+
+/// Makes an interface, or makes it anew.
+fn make_interface(name: &str) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let netlink = Netlink::host().expect("a socket");
+        if let Some(link) = netlink.find_link(name).await.expect("looked up") {
+            netlink.delete_link(&link).await.expect("removed");
+        }
+        let pair = rtnetlink::LinkVeth::new(name, &format!("{name}p")).build();
+        netlink.add_link(name, pair).await.expect("made");
+    });
+}
+
+fn make_overlay() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let netlink = Netlink::host().expect("a socket");
+        overlay::ensure(&netlink, 1450).await.expect("made");
+    });
+}
+
+/// The ids of the programs on an interface.
+fn attached(interface: &str, direction: TcAttachType) -> Vec<u32> {
+    let (_, programs) = SchedClassifier::query_tcx(interface, direction).expect("asked");
+    programs
+        .iter()
+        .map(aya::programs::ProgramInfo::id)
+        .collect()
+}
+
+fn endpoint(n: u8) -> (Addr4, Endpoint) {
+    (
+        Addr4::new([10, 0, 0, n]),
+        Endpoint {
+            ifindex: n.into(),
+            ..Endpoint::default()
+        },
+    )
+}
+
+fn write(tables: &mut Tables, mirror: &mut Contents, to: &Contents) -> Result<(), TableError> {
+    for step in diff(mirror, to).steps {
+        if let Step::Write(batch) = step {
+            tables.write(&batch, mirror)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn maps_keep_what_an_agent_wrote() {
+    on_a_node(|bpffs| {
+        let mut desired = Contents::default();
+        desired.v4.endpoints.extend([endpoint(1), endpoint(2)]);
+        let prefix = LpmKey::address(Addr4::new([10, 1, 0, 0]), 16);
+        desired.v4.ipcache.insert(
+            prefix,
+            IpcacheEntry {
+                identity: 7,
+                ..IpcacheEntry::default()
+            },
+        );
+        let config = Config {
+            epoch: 5,
+            overlay_ifindex: 3,
+            ..Config::default()
+        };
+        {
+            let mut tables = Tables::new(&mut bpffs.load()).expect("maps");
+            let mut mirror = tables.read().expect("reads");
+            assert_eq!(mirror, Contents::default());
+            write(&mut tables, &mut mirror, &desired).expect("writes");
+            assert_eq!(mirror, desired);
+            tables.set_config(config).expect("writes");
+        }
+        let mut tables = Tables::new(&mut bpffs.load()).expect("maps");
+        let mut mirror = tables.read().expect("reads");
+        assert_eq!(mirror, desired);
+        assert_eq!(tables.config().expect("reads"), config);
+        assert!(tables.drops().expect("reads").is_empty());
+
+        write(&mut tables, &mut mirror, &Contents::default()).expect("deletes");
+        assert_eq!(tables.read().expect("reads"), Contents::default());
+        for name in fs::read_dir(bpffs.options().map_dir).expect("lists") {
+            let name = name
+                .expect("an entry")
+                .file_name()
+                .to_string_lossy()
+                .into_owned();
+            assert!(maps::PINNED.contains(&name.as_str()), "{name}");
+        }
+    });
+}
+
+#[test]
+fn a_full_map_is_told_with_its_name_and_nothing_is_lost() {
+    on_a_node(|bpffs| {
+        let mut tables = Tables::new(&mut bpffs.load()).expect("maps");
+        let mut mirror = Contents::default();
+        let mut desired = Contents::default();
+        desired
+            .v4
+            .endpoints
+            .extend([endpoint(1), endpoint(2), endpoint(3)]);
+        match write(&mut tables, &mut mirror, &desired).expect_err("full") {
+            TableError::Full { map, capacity, .. } => {
+                assert_eq!((map, capacity), ("endpoints4", 2))
+            }
+            other => panic!("{other}"),
+        }
+        assert_eq!(
+            mirror.v4.endpoints,
+            BTreeMap::from([endpoint(1), endpoint(2)])
+        );
+        assert_eq!(tables.read().expect("reads"), mirror);
+        let fill = tables.fill(&mirror);
+        let full = fill
+            .iter()
+            .find(|fill| fill.map == "endpoints4")
+            .expect("told");
+        assert_eq!((full.entries, full.capacity), (2, 2));
+        // Room again: the same change goes on where it stopped.
+        desired.v4.endpoints.remove(&endpoint(1).0);
+        let mut smaller = Contents::default();
+        smaller.v4.endpoints.insert(endpoint(2).0, endpoint(2).1);
+        write(&mut tables, &mut mirror, &smaller).expect("deletes");
+        write(&mut tables, &mut mirror, &desired).expect("writes");
+        assert_eq!(tables.read().expect("reads"), desired);
+    });
+}
+
+#[test]
+fn pins_that_do_not_fit_are_refused_before_anything_happens() {
+    on_a_node(|bpffs| {
+        drop(bpffs.load());
+        let dir = bpffs.options().map_dir;
+        fs::rename(dir.join("slots"), dir.join("endpoints4")).expect("renames");
+        match load::load(&bpffs.options()).expect_err("refused") {
+            LoadError::Layout { path, .. } => assert_eq!(path, dir.join("endpoints4")),
+            other => panic!("{other}"),
+        }
+        let elsewhere = Options {
+            map_dir: Path::new("/proc/weft").to_owned(),
+            ..bpffs.options()
+        };
+        assert!(matches!(
+            load::load(&elsewhere),
+            Err(LoadError::NotBpffs(_))
+        ));
+    });
+}
+
+#[test]
+fn the_next_agent_swaps_its_programs_into_the_links() {
+    on_a_node(|bpffs| {
+        make_interface("weft1");
+        make_overlay();
+        let mut first = bpffs.attacher(AttachMode::Tcx);
+        first.attach_pod("weft1").expect("attaches");
+        first.attach_overlay().expect("attaches");
+        let before = attached("weft1", TcAttachType::Ingress);
+        assert_eq!(before.len(), 1);
+        drop(first);
+        assert_eq!(
+            attached("weft1", TcAttachType::Ingress),
+            before,
+            "goes on without an agent"
+        );
+
+        let mut second = bpffs.attacher(AttachMode::Tcx);
+        second.attach_pod("weft1").expect("swaps");
+        second.attach_overlay().expect("swaps");
+        let after = attached("weft1", TcAttachType::Ingress);
+        assert_eq!(after.len(), 1, "in the place of the other, not beside it");
+        assert_ne!(after, before);
+        assert_eq!(attached("weft1", TcAttachType::Egress).len(), 1);
+        assert_eq!(attached(overlay::DEVICE, TcAttachType::Egress).len(), 1);
+
+        // Another interface of the same name: the pinned link is dead.
+        make_interface("weft1");
+        assert!(attached("weft1", TcAttachType::Ingress).is_empty());
+        second.attach_pod("weft1").expect("attaches");
+        assert_eq!(attached("weft1", TcAttachType::Ingress), after);
+        assert_eq!(bpffs.pinned_links().len(), 4);
+
+        make_interface("weft2");
+        second.attach_pod("weft2").expect("attaches");
+        second.forget("weft2");
+        second.sweep(&BTreeSet::from(["weft1".to_owned()]));
+        let left = ["weft1-from_container", "weft1-to_container"].map(str::to_owned);
+        assert_eq!(bpffs.pinned_links(), left.into());
+
+        let error = second.attach_pod("nowhere").expect_err("no such interface");
+        assert!(
+            error
+                .to_string()
+                .contains("from_container to interface nowhere"),
+            "{error}"
+        );
+    });
+}
+
+#[test]
+fn without_tcx_a_filter_is_replaced_in_place() {
+    on_a_node(|bpffs| {
+        make_interface("weft1");
+        bpffs
+            .attacher(AttachMode::Tcx)
+            .attach_pod("weft1")
+            .expect("attaches");
+        for _ in 0..2 {
+            bpffs
+                .attacher(AttachMode::Clsact)
+                .attach_pod("weft1")
+                .expect("attaches");
+            let links = attached("weft1", TcAttachType::Ingress);
+            assert!(
+                links.is_empty(),
+                "they would go before the filter: {links:?}"
+            );
+            // Exactly one filter of ours: it can be taken away once.
+            let of_ours = || {
+                SchedClassifierLink::attached(
+                    "weft1",
+                    TcAttachType::Ingress,
+                    1,
+                    TcHandle::new(0, 1),
+                    None,
+                )
+                .expect("an interface")
+            };
+            of_ours().detach().expect("there");
+            of_ours().detach().expect_err("gone");
+            bpffs
+                .attacher(AttachMode::Clsact)
+                .attach_pod("weft1")
+                .expect("attaches again");
+        }
+    });
+}
