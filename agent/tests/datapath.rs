@@ -196,7 +196,7 @@ fn a_full_map_is_told_with_its_name_and_nothing_is_lost() {
             .extend([endpoint(1), endpoint(2), endpoint(3)]);
         match write(&mut tables, &mut mirror, &desired).expect_err("full") {
             TableError::Full { map, capacity, .. } => {
-                assert_eq!((map, capacity), ("endpoints4", 2))
+                assert_eq!((map, capacity), ("endpoints4", 2));
             }
             other => panic!("{other}"),
         }
