@@ -38,6 +38,16 @@ struct PassedOn {
     args: Vec<String>,
 }
 
+impl PassedOn {
+    /// What follows the task's name. Clap checked it, but drops a leading `--`, which means
+    /// something to `cargo test`.
+    fn verbatim(self) -> Vec<String> {
+        let verbatim: Vec<String> = std::env::args().skip(2).collect();
+        debug_assert!(verbatim.ends_with(&self.args));
+        verbatim
+    }
+}
+
 #[derive(Args)]
 struct VmArgs {
     /// Kernel lines of Debian, such as 6.1, or exact releases.
@@ -67,9 +77,9 @@ fn perform(task: Task) -> anyhow::Result<()> {
         }
         Task::BuildEbpf => ebpf::build_and_report(&workspace),
         Task::Lint => checks::lint(&workspace),
-        Task::Test(passed_on) => checks::test(&workspace, &passed_on.args),
-        Task::Demo(passed_on) => run::demo(&workspace, &passed_on.args),
-        Task::Bench(passed_on) => run::bench(&workspace, &passed_on.args),
+        Task::Test(passed_on) => checks::test(&workspace, &passed_on.verbatim()),
+        Task::Demo(passed_on) => run::demo(&workspace, &passed_on.verbatim()),
+        Task::Bench(passed_on) => run::bench(&workspace, &passed_on.verbatim()),
         Task::Vm(args) => vm::run(&workspace, &args.kernels, &args.test_args),
     }
 }
