@@ -1,5 +1,7 @@
 //! What Weft is tested with: the playground (a cluster of network namespaces with an embedded
 //! Kubernetes API), the packet lab, the demonstration and the benchmarks.
 
+pub mod api;
+pub mod controllers;
 pub mod netns;
 pub mod packet;
