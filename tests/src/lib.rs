@@ -2,6 +2,9 @@
 //! Kubernetes API), the packet lab, the demonstration and the benchmarks.
 
 pub mod api;
+pub mod bench;
 pub mod controllers;
+pub mod demo;
 pub mod netns;
 pub mod packet;
+pub mod playground;
