@@ -1,0 +1,25 @@
+//! `cargo xtask bench <benchmark>`: measures Weft.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use weft_tests::bench;
+
+/// Weft's benchmarks. They need root.
+#[derive(Parser)]
+#[command(name = "cargo xtask bench", bin_name = "cargo xtask bench", version)]
+struct Cli {
+    #[command(subcommand)]
+    benchmark: Benchmark,
+}
+
+#[derive(Subcommand)]
+enum Benchmark {
+    /// What a packet, a connection and a stream cost, through Weft and through plain routing.
+    Datapath(bench::Datapath),
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().benchmark {
+        Benchmark::Datapath(options) => bench::datapath(&options),
+    }
+}
