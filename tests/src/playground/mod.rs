@@ -35,8 +35,8 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use tokio::runtime::Runtime;
 
-use crate::api::ApiServer;
-use crate::controllers::Controllers;
+use crate::api::{ApiServer, ServiceRanges, kubeconfig};
+use crate::controllers::{Controllers, PodRanges};
 use crate::netns::Netns;
 
 mod agents;
@@ -65,8 +65,8 @@ const FABRIC: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
 /// The prefix length of the fabric's network.
 const FABRIC_PREFIX: u8 = 16;
 
-/// The API server's port in the fabric.
-const API_PORT: u16 = 6443;
+/// Where the API server listens in the fabric.
+const API_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(FABRIC), 6443);
 
 /// The last octet of the first node's address.
 const FIRST_NODE: u8 = 10;
@@ -85,10 +85,12 @@ pub struct Playground {
 
 /// What a cluster's control-plane node runs.
 struct ControlPlane {
+    fabric: Netns,
     client: Client,
+    /// Where the server listens in the root namespace.
     address: SocketAddr,
     _controllers: Controllers,
-    _api: ApiServer,
+    api: ApiServer,
 }
 
 impl Playground {
@@ -158,7 +160,7 @@ impl Playground {
             network::join(&fabric, &node.netns, &name, address, FABRIC_PREFIX, FABRIC)?;
             self.nodes.push(node);
         }
-        self.control_plane = Some(self.start_control_plane(&fabric, plan)?);
+        self.control_plane = Some(self.start_control_plane(fabric, plan)?);
         self.register_nodes()?;
         for index in 0..self.nodes.len() {
             self.start_kubelet(index)?;
@@ -175,35 +177,38 @@ impl Playground {
         Ok(())
     }
 
-    fn start_control_plane(&self, fabric: &Netns, plan: &Builder) -> Result<ControlPlane> {
-        let inside = SocketAddr::from((FABRIC, API_PORT));
-        let inside_listener = fabric
-            .run(|| TcpListener::bind(inside))?
-            .with_context(|| format!("listening on {inside} in the fabric"))?;
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let address = listener.local_addr()?;
-
-        let runtime = self.runtime();
-        let _context = runtime.enter();
+    fn start_control_plane(&self, fabric: Netns, plan: &Builder) -> Result<ControlPlane> {
+        let listeners = listen(&fabric, SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+        let address = listeners[1].local_addr()?;
+        let ranges = ServiceRanges {
+            cidrs: vec![plan.service_cidr.into()],
+            ..ServiceRanges::default()
+        };
         let api =
-            ApiServer::start(vec![inside_listener, listener]).context("starting the API server")?;
+            ApiServer::start_with(listeners.into(), ranges).context("starting the API server")?;
         for node in &self.nodes {
             let file = node.kubeconfig();
-            fs::write(&file, crate::api::kubeconfig(&format!("http://{inside}")))
+            fs::write(&file, kubeconfig(&format!("http://{API_ADDRESS}")))
                 .with_context(|| format!("writing {}", file.display()))?;
         }
         let url = format!("http://{address}");
         let own = cleanup::dir(&self.id).join("kubeconfig");
-        fs::write(&own, crate::api::kubeconfig(&url))
-            .with_context(|| format!("writing {}", own.display()))?;
+        fs::write(&own, kubeconfig(&url)).with_context(|| format!("writing {}", own.display()))?;
+
+        let runtime = self.runtime();
+        let _context = runtime.enter();
         let config = kube::Config::new(url.parse().context("the API server's address")?);
         let client = Client::try_from(config).context("making a client")?;
-        let controllers = Controllers::start(client.clone(), plan.pod_cidr, plan.service_cidr);
+        let controllers = Controllers::start(
+            api.registry().clone(),
+            PodRanges::single(plan.pod_cidr.into()),
+        )?;
         Ok(ControlPlane {
+            fabric,
             client,
             address,
             _controllers: controllers,
-            _api: api,
+            api,
         })
     }
 
@@ -262,6 +267,33 @@ impl Playground {
     /// Where the API server listens in the root namespace.
     pub fn api_address(&self) -> SocketAddr {
         self.plane().address
+    }
+
+    /// The API server, to look behind it or to make it misbehave.
+    pub fn api(&self) -> &ApiServer {
+        &self.plane().api
+    }
+
+    /// Stops the API server: every connection breaks, new ones are refused.
+    pub fn stop_api(&mut self) {
+        if let Some(plane) = &mut self.control_plane {
+            plane.api.stop();
+        }
+    }
+
+    /// Starts a stopped API server with the objects that it had, where it was.
+    ///
+    /// # Errors
+    ///
+    /// When its ports are taken.
+    pub fn restart_api(&mut self) -> Result<()> {
+        let plane = self
+            .control_plane
+            .as_mut()
+            .context("there is no API server")?;
+        plane.api.stop();
+        let listeners = listen(&plane.fabric, plane.address)?;
+        plane.api.restart(listeners.into())
     }
 
     /// A client of the API server.
@@ -352,6 +384,15 @@ impl Drop for Playground {
             eprintln!("removing the playground {}: {error:#}", self.id);
         }
     }
+}
+
+/// The API server's sockets: in the fabric for the nodes, in the root namespace for everyone else.
+fn listen(fabric: &Netns, outside: SocketAddr) -> Result<[TcpListener; 2]> {
+    let inside = fabric
+        .run(|| TcpListener::bind(API_ADDRESS))?
+        .with_context(|| format!("listening on {API_ADDRESS} in the fabric"))?;
+    let outside = TcpListener::bind(outside).with_context(|| format!("listening on {outside}"))?;
+    Ok([inside, outside])
 }
 
 fn unique_id(name: &str) -> Result<String> {

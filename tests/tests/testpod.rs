@@ -1,0 +1,241 @@
+//! The pods' program against itself, in a namespace: a test that relies on its exit codes and counts
+//! must be able to.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on should say where"
+)]
+
+use std::io::{BufRead as _, BufReader};
+use std::net::{TcpListener, UdpSocket};
+use std::process::{Child, Command, Output, Stdio};
+
+use weft_tests::netns::{self, Netns};
+use weft_tests::playground::{network, process, wait};
+
+/// A namespace with a loopback, and a server in it.
+struct Place {
+    netns: Option<Netns>,
+    server: Option<Child>,
+}
+
+impl Place {
+    fn new(name: &str) -> Self {
+        let netns = Netns::create(&format!("weft-testpod-{name}-{}", std::process::id())).unwrap();
+        network::prepare_pod(&netns).unwrap();
+        Place {
+            netns: Some(netns),
+            server: None,
+        }
+    }
+
+    fn netns(&self) -> &Netns {
+        self.netns.as_ref().unwrap()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weft-testpod"));
+        command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        netns::enter(&mut command, self.netns(), None).unwrap();
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        process::run(&mut self.command(args), b"", process::Limit::CLIENT).unwrap()
+    }
+
+    /// What a successful client prints.
+    #[track_caller]
+    fn says(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    fn serve(&mut self, args: &[&str]) {
+        let mut all = vec!["serve", "--name", "pod1"];
+        all.extend(args);
+        self.server = Some(self.command(&all).spawn().unwrap());
+    }
+
+    fn wait_for(&self, args: &[&str]) {
+        wait(
+            "the server answers",
+            std::time::Duration::from_secs(10),
+            || {
+                anyhow::ensure!(self.run(args).status.success());
+                Ok(())
+            },
+        )
+        .unwrap();
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+        if let Some(netns) = self.netns.take() {
+            netns.delete().unwrap();
+        }
+    }
+}
+
+#[test]
+fn servers_answer_with_their_name_and_the_clients_address() {
+    let mut place = Place::new("names");
+    place.serve(&["--http", "80,81", "--tcp", "7", "--udp", "53"]);
+    place.wait_for(&["connect", "udp", "127.0.0.1:53"]);
+    assert_eq!(place.says(&["connect", "http", "127.0.0.1:80"]), "pod1");
+    assert_eq!(
+        place.says(&["connect", "http", "127.0.0.1:81", "--path", "/echo?msg=hi"]),
+        "hi"
+    );
+    let from = ["--source-port", "4001"];
+    let says = |protocol, target, more: &[&str]| {
+        place.says(&[&["connect", protocol, target][..], &from[..], more].concat())
+    };
+    assert_eq!(
+        says("http", "127.0.0.1:80", &["--path", "/clientip"]),
+        "127.0.0.1:4001"
+    );
+    assert_eq!(says("tcp", "127.0.0.1:7", &[]), "pod1 127.0.0.1:4001");
+    assert_eq!(
+        says("udp", "127.0.0.1:53", &[]),
+        "pod1 127.0.0.1:4001 hello"
+    );
+}
+
+#[test]
+fn refused_timed_out_and_unreachable_can_be_told_apart() {
+    let place = Place::new("codes");
+    let silent_tcp = place
+        .netns()
+        .run(|| TcpListener::bind("127.0.0.1:7").unwrap())
+        .unwrap();
+    let silent_udp = place
+        .netns()
+        .run(|| UdpSocket::bind("127.0.0.1:53").unwrap())
+        .unwrap();
+    let code = |protocol, target| {
+        place
+            .run(&["connect", protocol, target, "--timeout", "0.3"])
+            .status
+            .code()
+    };
+    for protocol in ["tcp", "udp", "http"] {
+        assert_eq!(
+            code(protocol, "127.0.0.1:9"),
+            Some(10),
+            "{protocol} refused"
+        );
+        assert_eq!(
+            code(protocol, "10.9.9.9:9"),
+            Some(12),
+            "{protocol} unreachable"
+        );
+    }
+    assert_eq!(code("tcp", "127.0.0.1:7"), Some(11));
+    assert_eq!(code("http", "127.0.0.1:7"), Some(11));
+    assert_eq!(code("udp", "127.0.0.1:53"), Some(11));
+    drop((silent_tcp, silent_udp));
+}
+
+#[test]
+fn ping_reaches_the_loopback_and_nothing_else() {
+    let place = Place::new("ping");
+    let output = place.says(&["ping", "127.0.0.1", "--count", "3"]);
+    assert_eq!(output.lines().count(), 3, "{output}");
+    assert_eq!(
+        place
+            .run(&["ping", "10.9.9.9", "--timeout", "0.3"])
+            .status
+            .code(),
+        Some(12)
+    );
+}
+
+#[test]
+fn streams_count_every_message() {
+    let mut place = Place::new("stream");
+    place.serve(&["--tcp", "7", "--udp", "53"]);
+    place.wait_for(&["connect", "udp", "127.0.0.1:53"]);
+    for (protocol, target) in [("tcp", "127.0.0.1:7"), ("udp", "127.0.0.1:53")] {
+        let output = place.says(&[
+            "stream",
+            protocol,
+            target,
+            "--rate",
+            "1000",
+            "--duration",
+            "0.2",
+        ]);
+        let (started, report) = output.split_once('\n').unwrap();
+        assert_eq!(started, "started");
+        let report: serde_json::Value = serde_json::from_str(report).unwrap();
+        assert!(report["sent"].as_u64().unwrap() >= 100, "{report}");
+        assert_eq!(report["received"], report["sent"], "{report}");
+        assert_eq!(report["servers"], serde_json::json!(["pod1"]), "{report}");
+    }
+}
+
+#[test]
+fn a_stream_says_what_was_lost() {
+    let place = Place::new("lost");
+    // Answers every message but the third, the first one twice, the fifth before the fourth.
+    let socket = place
+        .netns()
+        .run(|| UdpSocket::bind("127.0.0.1:53").unwrap())
+        .unwrap();
+    let server = std::thread::spawn(move || {
+        let mut held = None;
+        let mut buffer = [0; 64];
+        while let Ok((length, client)) = socket.recv_from(&mut buffer) {
+            let number = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            let send = |number: &str| {
+                socket
+                    .send_to(format!("x y {number}").as_bytes(), client)
+                    .unwrap();
+            };
+            match number.as_str() {
+                "0" => [send("0"), send("0")].into_iter().collect(),
+                "2" => {}
+                "3" => held = Some(number),
+                "4" => [send("4"), send(&held.take().unwrap())]
+                    .into_iter()
+                    .collect(),
+                "6" => return,
+                other => send(other),
+            }
+        }
+    });
+    let args = [
+        "stream",
+        "udp",
+        "127.0.0.1:53",
+        "--rate",
+        "100",
+        "--duration",
+        "0.5",
+    ];
+    let mut client = place
+        .command(&[&args[..], &["--timeout", "0.2"]].concat())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "started");
+    let report: serde_json::Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+    assert_eq!(client.wait().unwrap().code(), Some(1));
+    server.join().unwrap();
+    assert_eq!(report["received"], 5, "{report}");
+    assert_eq!(report["duplicated"], 1, "{report}");
+    assert_eq!(report["reordered"], 1, "{report}");
+    assert!(report["lost"].as_u64().unwrap() >= 1, "{report}");
+    // The server's socket is gone, and the kernel says so.
+    assert!(!report["error"].is_null(), "{report}");
+}
