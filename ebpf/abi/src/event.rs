@@ -4,7 +4,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::addr::Addr6;
 
-/// One dropped packet, as it was when it was dropped (after service translation).
+/// One dropped packet, as it came: what goes to a service shows the service's address, because a
+/// packet is judged before it is rewritten.
 #[repr(C)]
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
