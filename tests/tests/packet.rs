@@ -726,10 +726,20 @@ fn a_packet_cut_anywhere_is_dropped_or_whole() {
         let whole = from(&WEB, VIP, payload.clone()).to_bytes();
         // Test runs refuse what is shorter than an IP header.
         for length in 34..whole.len() {
-            let verdict = lab.run("from_container", context, &whole[..length]).unwrap();
-            let header = if matches!(payload, Payload::Tcp { .. }) { 20 } else { 8 };
+            let verdict = lab
+                .run("from_container", context, &whole[..length])
+                .unwrap();
+            let header = if matches!(payload, Payload::Tcp { .. }) {
+                20
+            } else {
+                8
+            };
             if length < 34 + header {
-                assert_eq!(verdict, dropped(DropReason::Malformed), "{payload:?} cut to {length}");
+                assert_eq!(
+                    verdict,
+                    dropped(DropReason::Malformed),
+                    "{payload:?} cut to {length}"
+                );
             }
         }
     }
