@@ -27,9 +27,9 @@ pub fn lint(workspace: &Workspace) -> Result<()> {
 /// Formatting, then every test; `arguments` go to `cargo test`.
 pub fn test(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     setup::kernel(false)?;
-    let toolchain = setup::toolchain(workspace)?;
-    format(workspace)?;
-    ebpf::build(workspace, &toolchain)?;
+    ebpf::build(workspace, &setup::toolchain(workspace)?)?;
+    // A space too many must not hide what the tests say.
+    let formatted = format(workspace);
     let binaries = run::build(workspace, run::Profile::Dev)?;
     process::step("testing the workspace");
     let mut test = workspace.cargo("test");
@@ -40,7 +40,8 @@ pub fn test(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     if std::env::var_os("RUST_TEST_THREADS").is_none() {
         test.env("RUST_TEST_THREADS", TEST_THREADS);
     }
-    process::run(binaries.export(&mut test))
+    process::run(binaries.export(&mut test))?;
+    formatted
 }
 
 /// Whether the developer chose packages, so that the whole workspace is not meant.
