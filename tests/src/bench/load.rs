@@ -265,7 +265,7 @@ fn connect_request_close(ends: Ends<'_>, cpus: Cpus, clock: Clock) -> Result<Sam
         let mut byte = [0];
         while let Some(mut stream) = accept(&listener, stop)? {
             stream.set_nodelay(true)?;
-            if stream.read(&mut byte)? == 1 {
+            if receive(&mut stream, &mut byte, stop)? == 1 {
                 stream.write_all(&byte)?;
             }
         }
@@ -404,6 +404,17 @@ fn accept(listener: &TcpListener, stop: &AtomicBool) -> Result<Option<TcpStream>
             Err(error) if timed_out(&error) && stop.load(Ordering::Relaxed) => return Ok(None),
             Err(error) if timed_out(&error) => {}
             Err(error) => return Err(error).context("accepting"),
+        }
+    }
+}
+
+/// Reads on an accepted connection, whose patience is the listener's, for as long as there is a
+/// client.
+fn receive(stream: &mut TcpStream, buffer: &mut [u8], stop: &AtomicBool) -> io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(error) if timed_out(&error) && !stop.load(Ordering::Relaxed) => {}
+            done => return done,
         }
     }
 }

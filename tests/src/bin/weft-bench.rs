@@ -1,6 +1,7 @@
 //! `cargo xtask bench <benchmark>`: measures Weft.
 
-use anyhow::Result;
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 use weft_tests::bench;
 
@@ -18,8 +19,15 @@ enum Benchmark {
     Datapath(bench::Datapath),
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().benchmark {
+fn main() -> ExitCode {
+    let done = match Cli::parse().benchmark {
         Benchmark::Datapath(options) => bench::datapath(&options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
