@@ -137,9 +137,21 @@ impl Application {
         Ok(SocketAddr::new(*address, port))
     }
 
-    /// The pod that has an address.
-    pub fn pod_at(&self, address: IpAddr) -> Option<&RunningPod> {
-        self.pods.iter().find(|pod| pod.address == address)
+    /// Whose address it is: a workload's pod, or its service.
+    pub fn name_of(&self, address: IpAddr) -> Option<String> {
+        let pod = self
+            .pods
+            .iter()
+            .find(|pod| pod.address == address)
+            .map(|pod| pod.workload);
+        if let Some(Workload { namespace, name }) = pod {
+            return Some(format!("{namespace}/{name}"));
+        }
+        let service = self
+            .services
+            .iter()
+            .find(|(_, of_service)| **of_service == address);
+        service.map(|(Workload { namespace, name }, _)| format!("service {namespace}/{name}"))
     }
 
     fn read(&mut self, playground: &Playground, workload: Workload) -> Result<()> {

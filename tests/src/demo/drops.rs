@@ -119,14 +119,20 @@ impl Drops {
             Align::Left,
             Align::Left,
         ]);
-        table.header(["from", "to", "packets", "reason", "decided by"]);
+        table.header([
+            "from",
+            "to",
+            "packets",
+            "reason",
+            "no rule of these policies allows it",
+        ]);
         for (kind, packets) in kinds.iter().take(SHOWN) {
             table.line(vec![
                 Cell::plain(kind.from.as_str()),
                 Cell::plain(kind.to.as_str()),
                 Cell::plain(packets.to_string()),
                 Cell::new(Style::Stopped, kind.reason.as_str()),
-                Cell::plain(kind.decided_by.as_str()),
+                Cell::plain(policies(&kind.decided_by)),
             ]);
         }
         let mut drawn = table.render(terminal);
@@ -140,11 +146,8 @@ impl Drops {
         for count in answer.counts {
             *self.counts.entry(count.reason).or_default() += count.packets;
         }
-        let name = |address: IpAddr| {
-            let workload = application.pod_at(address).map(|pod| pod.workload);
-            workload.map(|workload| format!("{}/{}", workload.namespace, workload.name))
-        };
         for dropped in answer.last {
+            let name = |address| application.name_of(address);
             let Dropped {
                 source,
                 destination,
@@ -182,6 +185,12 @@ impl Drops {
         }
         Ok(())
     }
+}
+
+/// The policies that a rule's text names; the direction is in the reason already.
+fn policies(rule: &str) -> &str {
+    rule.split_once(" rule of NetworkPolicy ")
+        .map_or(rule, |(_, policies)| policies)
 }
 
 #[cfg(test)]

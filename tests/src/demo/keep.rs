@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdout, setsid};
 
@@ -21,7 +21,7 @@ use super::inventory::Inventory;
 use super::story::Story;
 use super::terminal::Terminal;
 use super::{INTERRUPTED, inside, interrupted, make, verdict};
-use crate::playground::{Binaries, Playground, cleanup};
+use crate::playground::{Binaries, PATIENCE, Playground, cleanup, wait};
 
 /// What the background process says when the cluster is there to stay.
 const DONE_WELL: u8 = b'+';
@@ -133,7 +133,13 @@ pub fn clean(id: &str, terminal: Terminal) -> Result<()> {
         .into_iter()
         .map(|id| Ok((id.clone(), Inventory::take(&id)?)))
         .collect::<Result<_>>()?;
+    let host = fs::read_to_string(kept_file(id)).unwrap_or_default();
     let removed = Playground::clean(id).and_then(|()| Playground::clean_all());
+    if removed.is_ok() && !host.is_empty() {
+        wait("the background process has ended", PATIENCE, || {
+            still_hosts(&host)
+        })?;
+    }
     let mut any = false;
     for (id, inventory) in before {
         // Those in use by others stay.
@@ -146,6 +152,16 @@ pub fn clean(id: &str, terminal: Terminal) -> Result<()> {
         terminal.say("there is nothing to remove");
     }
     removed
+}
+
+/// Fails while the background process is there. One that waits to be buried has no words any more.
+fn still_hosts(pid: &str) -> Result<()> {
+    let words = fs::read(format!("/proc/{}/cmdline", pid.trim())).unwrap_or_default();
+    let hosts = words
+        .split(|byte| *byte == 0)
+        .any(|word| word == b"--hosted");
+    ensure!(!hosts, "process {pid} is still there");
+    Ok(())
 }
 
 fn kept_file(id: &str) -> PathBuf {
