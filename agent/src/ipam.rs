@@ -1,12 +1,13 @@
 //! Host-local address management: which pod has which address of the node's pod networks.
 //!
-//! One file per allocation, named by the address, holds its owner; one file per family holds the
-//! cursor, the last address given out.
+//! One file per allocation, named by the address, holds its owner. A freed address leaves a file
+//! `freed-<address>` with a growing number: addresses that were never used are given out first, then
+//! the one that was freed the longest ago. Peers may still remember who had a just freed one.
 //!
 //! Invariants, at whatever instruction the agent dies:
 //! - An address is given out only after its file is on disk, and is free only after it is gone.
-//! - The cursor is on disk before the allocation it announces. A crash between the two skips an
-//!   address; it never gives a just freed one out again, which peers may still remember.
+//! - That an address was freed is on disk before its allocation is gone. Where a crash left both,
+//!   the address is allocated.
 //! - Allocations outside the current pod networks (the node got others) stay their owners' until
 //!   released.
 
@@ -22,6 +23,11 @@ use thiserror::Error;
 use tracing::warn;
 
 use crate::persist;
+
+/// What the names of the notes about freed addresses begin with.
+const FREED: &str = "freed-";
+/// How many freed addresses are remembered.
+const RESTING: usize = 1024;
 
 /// Who has an address: one interface of one container.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -74,8 +80,8 @@ pub struct Ipam {
     dir: PathBuf,
     pools: Vec<IpNet>,
     allocated: BTreeMap<IpAddr, Owner>,
-    /// The last address given out, by family (`true`: IPv4).
-    cursors: BTreeMap<bool, IpAddr>,
+    /// Free addresses that were in use, and when in the order of all that were freed.
+    freed: BTreeMap<IpAddr, u64>,
 }
 
 impl Ipam {
@@ -98,21 +104,16 @@ impl Ipam {
             dir: dir.to_owned(),
             pools: Vec::new(),
             allocated: BTreeMap::new(),
-            cursors: BTreeMap::new(),
+            freed: BTreeMap::new(),
         };
         for (name, content) in files {
             let path = dir.join(&name);
-            if let Some(family) = family_of_cursor(&name) {
-                let cursor = std::str::from_utf8(&content)
+            if let Some(address) = name.strip_prefix(FREED).and_then(|name| name.parse().ok()) {
+                let order = std::str::from_utf8(&content)
                     .ok()
-                    .and_then(|text| text.trim().parse().ok());
-                match cursor {
-                    Some(cursor) => drop(ipam.cursors.insert(family, cursor)),
-                    None => {
-                        warn!(file = %path.display(), "address cursor is unreadable; starting \
-                            over");
-                    }
-                }
+                    .and_then(|text| text.parse().ok());
+                // Unreadable: it may have been freed just now.
+                ipam.freed.insert(address, order.unwrap_or(u64::MAX / 2));
                 continue;
             }
             let Ok(address) = name.parse::<IpAddr>() else {
@@ -130,6 +131,8 @@ impl Ipam {
             });
             ipam.allocated.insert(address, owner);
         }
+        ipam.freed
+            .retain(|address, _| !ipam.allocated.contains_key(address));
         Ok(ipam)
     }
 
@@ -209,24 +212,26 @@ impl Ipam {
 
     fn allocate_from(&mut self, pool: IpNet, owner: &Owner) -> Result<IpAddr, IpamError> {
         let range = Range::of(&pool);
-        let cursor = self.cursors.get(&is_v4(&pool)).copied();
+        let unused = |address: &IpAddr| {
+            !self.allocated.contains_key(address) && !self.freed.contains_key(address)
+        };
+        let longest_freed = || {
+            let freed = self
+                .freed
+                .iter()
+                .filter(|(address, _)| range.contains(**address));
+            freed
+                .min_by_key(|(_, order)| **order)
+                .map(|(address, _)| *address)
+        };
         let address = range
-            .after(cursor)
-            .find(|address| !self.allocated.contains_key(address))
+            .addresses()
+            .find(unused)
+            .or_else(longest_freed)
             .ok_or(IpamError::Exhausted {
                 pool,
                 size: range.size(),
             })?;
-
-        let path = self.dir.join(cursor_file(is_v4(&pool)));
-        persist::write(&path, address.to_string().as_bytes(), 0o600).map_err(|error| {
-            IpamError::Io {
-                what: "cannot write the address cursor",
-                path,
-                error,
-            }
-        })?;
-        self.cursors.insert(is_v4(&pool), address);
 
         let path = self.dir.join(address.to_string());
         let failed = |error| IpamError::Io {
@@ -237,10 +242,24 @@ impl Ipam {
         let content = serde_json::to_vec(owner).map_err(|error| failed(error.into()))?;
         persist::write(&path, &content, 0o600).map_err(failed)?;
         self.allocated.insert(address, owner.clone());
+        self.forget_freed(address);
         Ok(address)
     }
 
     fn release_address(&mut self, address: IpAddr) -> Result<(), IpamError> {
+        let order = self
+            .freed
+            .values()
+            .max()
+            .map_or(0, |last| last.saturating_add(1));
+        let path = self.freed_file(address);
+        persist::write(&path, order.to_string().as_bytes(), 0o600).map_err(|error| {
+            IpamError::Io {
+                what: "cannot note that an address is free",
+                path,
+                error,
+            }
+        })?;
         let path = self.dir.join(address.to_string());
         persist::remove(&path).map_err(|error| IpamError::Io {
             what: "cannot remove the allocation",
@@ -248,7 +267,28 @@ impl Ipam {
             error,
         })?;
         self.allocated.remove(&address);
+        self.freed.insert(address, order);
+        // In a large network nothing else would ever end their number.
+        if self.freed.len() > RESTING
+            && let Some((address, _)) = self.freed.iter().min_by_key(|(_, order)| **order)
+        {
+            self.forget_freed(*address);
+        }
         Ok(())
+    }
+
+    /// Forgets that an address was in use. A file that stays says it again at the next start, which
+    /// only makes the address wait.
+    fn forget_freed(&mut self, address: IpAddr) {
+        if self.freed.remove(&address).is_some()
+            && let Err(error) = std::fs::remove_file(self.freed_file(address))
+        {
+            warn!(%address, %error, "cannot remove the note that an address was freed");
+        }
+    }
+
+    fn freed_file(&self, address: IpAddr) -> PathBuf {
+        self.dir.join(format!("{FREED}{address}"))
     }
 }
 
@@ -282,21 +322,12 @@ impl Range {
         (self.last - self.first).saturating_add(1)
     }
 
-    /// Every usable address once, beginning after the cursor and wrapping around.
-    fn after(self, cursor: Option<IpAddr>) -> impl Iterator<Item = IpAddr> {
-        let cursor = cursor
-            .filter(|cursor| cursor.is_ipv4() == self.v4)
-            .map(number)
-            .filter(|cursor| (self.first..=self.last).contains(cursor));
-        let (head, tail) = match cursor {
-            Some(cursor) => ((cursor + 1)..=self.last, self.first..=cursor),
-            #[expect(
-                clippy::reversed_empty_ranges,
-                reason = "an empty range of the same type"
-            )]
-            None => (self.first..=self.last, 1..=0),
-        };
-        head.chain(tail).map(move |number| address(number, self.v4))
+    fn contains(&self, address: IpAddr) -> bool {
+        address.is_ipv4() == self.v4 && (self.first..=self.last).contains(&number(address))
+    }
+
+    fn addresses(self) -> impl Iterator<Item = IpAddr> {
+        (self.first..=self.last).map(move |number| address(number, self.v4))
     }
 }
 
@@ -320,20 +351,10 @@ fn address(number: u128, v4: bool) -> IpAddr {
     }
 }
 
-fn cursor_file(v4: bool) -> &'static str {
-    if v4 { "cursor4" } else { "cursor6" }
-}
-
-fn family_of_cursor(name: &str) -> Option<bool> {
-    match name {
-        "cursor4" => Some(true),
-        "cursor6" => Some(false),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn owner(n: u32) -> Owner {
@@ -410,12 +431,32 @@ mod tests {
     }
 
     #[test]
+    fn the_one_freed_the_longest_ago_is_next() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mut ipam = open(dir.path(), &["10.1.0.0/29"]);
+        for n in 1..=6 {
+            ipam.allocate(&owner(n)).expect("free");
+        }
+        // A cursor that goes round would come to 10.1.0.1 next, which has just been freed.
+        for n in [3, 5, 1] {
+            ipam.release(&owner(n)).expect("released");
+        }
+        let mut ipam = open(dir.path(), &["10.1.0.0/29"]);
+        let given: Vec<_> = (7..=9)
+            .flat_map(|n| ipam.allocate(&owner(n)).expect("free"))
+            .collect();
+        assert_eq!(given, ["10.1.0.3", "10.1.0.5", "10.1.0.1"].map(v4));
+    }
+
+    #[test]
     fn every_state_a_crash_can_leave_is_safe() {
         let dir = tempfile::tempdir().expect("tempdir");
         let mut ipam = open(dir.path(), &["10.1.0.0/24"]);
         ipam.allocate(&owner(1)).expect("free");
-        // Between cursor and allocation.
-        std::fs::write(dir.path().join("cursor4"), "10.1.0.2").expect("writes");
+        ipam.allocate(&owner(2)).expect("free");
+        ipam.release(&owner(2)).expect("released");
+        // Within a release: freed is noted, the allocation is still there.
+        std::fs::write(dir.path().join("freed-10.1.0.1"), "9").expect("writes");
         // Within the write of an allocation.
         std::fs::write(dir.path().join(".tmp-10.1.0.2"), "{\"cont").expect("writes");
         let mut ipam = open(dir.path(), &["10.1.0.0/24"]);
@@ -427,10 +468,10 @@ mod tests {
     fn unreadable_files_take_nothing_but_their_address() {
         let dir = tempfile::tempdir().expect("tempdir");
         std::fs::write(dir.path().join("10.1.0.1"), "garbage").expect("writes");
-        std::fs::write(dir.path().join("cursor4"), "garbage").expect("writes");
+        std::fs::write(dir.path().join("freed-10.1.0.2"), "garbage").expect("writes");
         std::fs::write(dir.path().join("README"), "hello").expect("writes");
         let mut ipam = open(dir.path(), &["10.1.0.0/24"]);
-        assert_eq!(ipam.allocate(&owner(1)).expect("free"), [v4("10.1.0.2")]);
+        assert_eq!(ipam.allocate(&owner(1)).expect("free"), [v4("10.1.0.3")]);
     }
 
     #[test]
@@ -460,5 +501,67 @@ mod tests {
             open(dir.path(), &[]).allocate(&owner(1)),
             Err(IpamError::NoPool)
         ));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Allocate(u32),
+        Release(u32),
+        Restart,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => (0..8_u32).prop_map(Step::Allocate),
+            3 => (0..8_u32).prop_map(Step::Release),
+            1 => Just(Step::Restart),
+        ];
+        proptest::collection::vec(step, 1..40)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn whatever_happens_an_address_has_one_owner_and_rests(steps in steps()) {
+            let dir = tempfile::tempdir().expect("tempdir");
+            // Six usable addresses for up to eight owners.
+            let pool: IpNet = "10.1.0.0/29".parse().expect("a network");
+            let mut ipam = open(dir.path(), &["10.1.0.0/29"]);
+            let mut model: BTreeMap<u32, IpAddr> = BTreeMap::new();
+            let mut freed = None;
+            for step in steps {
+                match step {
+                    Step::Restart => ipam = open(dir.path(), &["10.1.0.0/29"]),
+                    Step::Release(n) => {
+                        let released = ipam.release(&owner(n)).expect("released");
+                        let had = model.remove(&n);
+                        prop_assert_eq!(released, had.into_iter().collect::<Vec<_>>());
+                        freed = had.or(freed);
+                    }
+                    Step::Allocate(n) => match ipam.allocate(&owner(n)) {
+                        Err(error) => {
+                            let exhausted = matches!(error, IpamError::Exhausted { .. });
+                            prop_assert!(exhausted);
+                            prop_assert_eq!(model.len(), 6);
+                        }
+                        Ok(addresses) => {
+                            let address = addresses[0];
+                            let kept = model.insert(n, address);
+                            prop_assert!(kept.is_none_or(|kept| kept == address));
+                            let others = model.iter().filter(|(m, _)| **m != n);
+                            prop_assert!(others.clone().all(|(_, other)| *other != address));
+                            prop_assert!(pool.contains(&address));
+                            prop_assert!(address != pool.network() && address != pool.broadcast());
+                            // With another address to give, the one freed last is not given.
+                            if kept.is_none() && model.len() < 6 {
+                                prop_assert_ne!(Some(address), freed);
+                            }
+                        }
+                    },
+                }
+                prop_assert_eq!(ipam.allocations().len(), model.len());
+            }
+        }
     }
 }
