@@ -130,7 +130,7 @@ fn lab(manifests: &[String]) -> (Lab, Cluster) {
 }
 
 fn from(pod: &LocalPod, destination: Ipv4Addr, payload: Payload) -> Packet {
-    Packet::new(pod.address, destination, payload).from_mac(pod.mac)
+    Packet::new(pod.address, destination, payload).sent_by(pod.mac)
 }
 
 fn dropped(reason: DropReason) -> Verdict {
@@ -180,17 +180,17 @@ fn a_pod_cannot_claim_what_is_not_its_own() {
     let syn = || Payload::tcp(40000, 80, SYN);
     let spoofed = dropped(DropReason::Spoofed);
     // Another pod's address, an address of nobody, the wrong MAC address.
-    let packet = Packet::new(DB.address, REMOTE, syn()).from_mac(WEB.mac);
+    let packet = Packet::new(DB.address, REMOTE, syn()).sent_by(WEB.mac);
     assert_eq!(lab.send(&WEB, &packet), spoofed);
-    let packet = Packet::new(OUTSIDE, DB.address, syn()).from_mac(WEB.mac);
+    let packet = Packet::new(OUTSIDE, DB.address, syn()).sent_by(WEB.mac);
     assert_eq!(lab.send(&WEB, &packet), spoofed);
-    let packet = from(&WEB, DB.address, syn()).from_mac(DB.mac);
+    let packet = from(&WEB, DB.address, syn()).sent_by(DB.mac);
     assert_eq!(lab.send(&WEB, &packet), spoofed);
     // Nor join a flow of another pod, once that is known.
     assert!(lab.send(&WEB, &from(&WEB, REMOTE, syn())).redirected());
-    let packet = Packet::new(WEB.address, REMOTE, syn()).from_mac(WEB.mac);
+    let packet = Packet::new(WEB.address, REMOTE, syn()).sent_by(WEB.mac);
     assert_eq!(lab.send(&DB, &packet), spoofed);
-    let packet = from(&WEB, REMOTE, syn()).from_mac(DB.mac);
+    let packet = from(&WEB, REMOTE, syn()).sent_by(DB.mac);
     assert_eq!(lab.send(&WEB, &packet), spoofed);
 }
 

@@ -66,17 +66,25 @@ pub fn report<const POINT: u8>(skb: &Skb, drop: Drop) -> i32 {
             point: POINT,
             ..DropEvent::default()
         };
-        if skb.ether_type() == V4::ETHER_TYPE
-            && let Ok(packet) = V4::parse(skb)
-        {
-            record.source = V4::widen(packet.tuple.source);
-            record.destination = V4::widen(packet.tuple.destination);
-            record.source_port = packet.tuple.source_port;
-            record.destination_port = packet.tuple.destination_port;
-            record.protocol = packet.protocol;
+        if skb.ether_type() == V4::ETHER_TYPE {
+            describe::<V4>(skb, &mut record);
         }
         event.write(record);
         event.submit(0);
     }
     TC_ACT_SHOT
+}
+
+/// Writes down as much of the packet as can be read of it.
+#[inline(always)]
+fn describe<F: Family>(skb: &Skb, record: &mut DropEvent) {
+    if let Some((source, destination, protocol)) = F::ends(skb) {
+        record.source = F::widen(source);
+        record.destination = F::widen(destination);
+        record.protocol = protocol;
+    }
+    if let Ok(packet) = F::parse(skb) {
+        record.source_port = packet.tuple.source_port;
+        record.destination_port = packet.tuple.destination_port;
+    }
 }

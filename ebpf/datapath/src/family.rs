@@ -56,8 +56,8 @@ pub trait Family {
 
     /// Parses Ethernet, IP and transport headers.
     fn parse(skb: &Skb) -> Result<Packet<Self::Addr>, Drop>;
-    /// The destination address, whatever follows the IP header.
-    fn destination(skb: &Skb) -> Result<Self::Addr, Drop>;
+    /// Source, destination and protocol, whatever follows the IP header.
+    fn ends(skb: &Skb) -> Option<(Self::Addr, Self::Addr, u8)>;
     /// The tuple of the packet that an ICMP error at `offset` quotes, as that packet had it.
     fn quoted(skb: &Skb, offset: usize) -> Option<(Tuple<Self::Addr>, u8)>;
     /// Whether (`a`, `a_port`) sorts before (`b`, `b_port`).
@@ -225,9 +225,9 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn destination(skb: &Skb) -> Result<Addr4, Drop> {
-        let ip: Ipv4Hdr = skb.read(L3).ok_or(Drop::because(DropReason::Malformed))?;
-        Ok(Addr4::new(ip.dst_addr))
+    fn ends(skb: &Skb) -> Option<(Addr4, Addr4, u8)> {
+        let ip: Ipv4Hdr = skb.read(L3)?;
+        Some((Addr4::new(ip.src_addr), Addr4::new(ip.dst_addr), ip.proto))
     }
 
     #[inline(always)]

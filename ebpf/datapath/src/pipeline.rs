@@ -89,7 +89,10 @@ fn arrived_right<A, const POINT: u8>(
 /// What the host stack routes into the overlay: only the way is Weft's business, not the flow.
 #[inline(always)]
 fn encapsulate<F: Family>(skb: &Skb, config: &Config) -> Result<Action, Drop> {
-    match addresses::ipcache::<F>(F::destination(skb)?) {
+    let Some((_, destination, _)) = F::ends(skb) else {
+        return Err(Drop::because(DropReason::Malformed));
+    };
+    match addresses::ipcache::<F>(destination) {
         Some(entry) if entry.kind == KIND_REMOTE_POD || entry.kind == KIND_REMOTE_NODE => {
             write_macs(skb, OVERLAY_MAC, OVERLAY_PEER_MAC)?;
             tunnel::address(skb, config, &entry.tunnel)?;

@@ -98,7 +98,7 @@ impl Packet {
 
     /// Sent by the pod interface with this MAC address.
     #[must_use]
-    pub fn from_mac(mut self, mac: Mac) -> Self {
+    pub fn sent_by(mut self, mac: Mac) -> Self {
         self.source_mac = mac;
         self
     }
