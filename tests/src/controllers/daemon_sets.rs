@@ -106,7 +106,7 @@ impl DaemonSets {
         let labels = object::map_mut(&mut template["metadata"], "labels");
         labels.insert(HASH.to_owned(), hash.into());
         pods::create(registry, &labelled, &self.options(), |spec| {
-            spec["nodeName"] = node.into()
+            spec["nodeName"] = node.into();
         })
     }
 }

@@ -248,7 +248,7 @@ impl EndpointSlices {
                 // What was left over from other ports is used again.
                 match surplus.pop() {
                     Some(slice) => open.push((slice, ports.clone(), rest)),
-                    None => self.create(registry, service, family, &ports, rest)?,
+                    None => self.create(registry, service, family, &ports, &rest)?,
                 }
                 rest = more;
                 if is_placeholder {
@@ -274,7 +274,7 @@ impl EndpointSlices {
         service: &Value,
         family: &str,
         ports: &Value,
-        endpoints: Vec<Value>,
+        endpoints: &[Value],
     ) -> Result<(), Status> {
         let slice = json!({
             "metadata": {

@@ -3,10 +3,14 @@
 use serde_json::json;
 
 use super::Controller;
-use crate::api::object;
+use crate::api::object::{self, text};
 use crate::api::registry::{DeleteOptions, ListOptions};
 use crate::api::resources::{ALL, NAMESPACES};
 use crate::api::{Change, Key, Registry, Status};
+
+/// Seconds before the content goes, so that whoever deletes a namespace and what is in it by name, as
+/// `kubectl delete -f` does, still finds it.
+const GRACE: i64 = 1;
 
 /// See the module.
 pub struct Namespaces;
@@ -33,6 +37,12 @@ impl Controller for Namespaces {
         };
         if !object::is_terminating(&namespace) {
             return Ok(());
+        }
+        if object::age(text(&namespace, "/metadata/deletionTimestamp"))
+            .is_none_or(|age| age < GRACE)
+        {
+            let why = "requests may still be on their way";
+            return Err(Status::conflict(&NAMESPACES, &key.name, why));
         }
         let list = ListOptions {
             namespace: key.name.clone(),

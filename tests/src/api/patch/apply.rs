@@ -94,9 +94,12 @@ fn store(object: &mut Value, writer: &Writer, own: FieldSet, mut entries: Vec<En
 /// Records in `new` that the writer made it out of `old` by an update: what changed is the writer's
 /// now, what is gone is nobody's.
 pub fn record_update(old: &Value, new: &mut Value, writer: &Writer) {
-    let cleared = object::at(new, "/metadata/managedFields") == &json!([{}])
-        || object::at(new, "/metadata/managedFields") == &json!([]);
-    let mut entries = if cleared { Vec::new() } else { entries(old) };
+    // A writer may set the record itself, and an empty one resets it.
+    let mut entries = match object::at(new, "/metadata/managedFields") {
+        Value::Array(list) if list.iter().all(|entry| *entry == json!({})) => Vec::new(),
+        Value::Array(_) => entries(new),
+        _ => entries(old),
+    };
     let (before, after) = (fields::leaves(old), fields::leaves(new));
     let is_changed = |path: &Path| after.get(path) != before.get(path);
     let changed: FieldSet = after
@@ -162,12 +165,23 @@ pub fn apply(live: &Value, wanted: &Value, writer: &Writer, force: bool) -> Resu
             .into_iter()
             .any(|entry| entry.fields.iter().any(|p| p.starts_with(path)))
             || own.iter().any(|p| p.starts_with(path));
-        if !is_shared {
+        if !is_shared && !is_key(path) {
             fields::remove(&mut result, path);
         }
     }
     store(&mut result, writer, own, entries);
     Ok(result)
+}
+
+/// Whether the path is a field by which its list item is known: it goes with the item or stays.
+fn is_key(path: &[String]) -> bool {
+    let [.., item, field] = path else {
+        return false;
+    };
+    let keys = item
+        .strip_prefix("k:")
+        .and_then(|keys| serde_json::from_str::<Value>(keys).ok());
+    keys.is_some_and(|keys| keys.get(field.trim_start_matches("f:")).is_some())
 }
 
 /// Merges by the lists' own keys.
@@ -308,6 +322,18 @@ mod tests {
             live["spec"]["ports"],
             json!([{ "port": 80, "name": "http" }])
         );
+    }
+
+    #[test]
+    fn an_item_that_others_still_want_keeps_its_keys() {
+        let port = json!({ "port": 80, "name": "web", "protocol": "TCP" });
+        let live = json!({ "metadata": {} });
+        let live = applied(&live, &json!({ "spec": { "ports": [port] } }), "x");
+        let more = json!({ "spec": { "ports": [{ "port": 80, "appProtocol": "http" }] } });
+        let live = applied(&live, &more, "y");
+        let live = applied(&live, &json!({}), "x");
+        let left = json!([{ "port": 80, "protocol": "TCP", "appProtocol": "http" }]);
+        assert_eq!(live["spec"]["ports"], left);
     }
 
     #[test]

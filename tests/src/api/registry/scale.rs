@@ -99,7 +99,7 @@ impl Registry {
                     .map_err(|error| Status::bad_request(error.to_string()))?,
                 Patch::Merge(patch) => json_patch::merge(&mut scale, patch),
                 Patch::Strategic(patch) | Patch::Apply(patch) => {
-                    strategic::merge(&mut scale, patch)
+                    strategic::merge(&mut scale, patch);
                 }
             }
             Ok(scale)

@@ -92,7 +92,7 @@ impl Registry {
             object,
             &writer,
             options,
-            unknown,
+            &unknown,
         )
     }
 
@@ -212,7 +212,6 @@ impl Registry {
                     return Err(name_mismatch(object::name(&new), name));
                 }
                 let (new, _) = decode(resource, new, FieldValidation::Ignore)?;
-                let none = Vec::new();
                 let namespace = &key.namespace;
                 self.insert(
                     &mut transaction,
@@ -221,7 +220,7 @@ impl Registry {
                     new,
                     &writer,
                     options,
-                    none,
+                    &[],
                 )?
             }
         };
@@ -242,7 +241,7 @@ impl Registry {
         mut object: Value,
         writer: &Writer,
         options: &WriteOptions,
-        unknown: Vec<String>,
+        unknown: &[String],
     ) -> Result<Written, Status> {
         if !text(&object, "/metadata/resourceVersion").is_empty() {
             let message = "resourceVersion should not be set on objects to be created";
@@ -333,7 +332,7 @@ impl Registry {
         Ok(Written {
             object,
             created: true,
-            warnings: warnings(&unknown),
+            warnings: warnings(unknown),
         })
     }
 
