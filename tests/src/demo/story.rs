@@ -168,8 +168,10 @@ impl<'a> Story<'a> {
 
     fn apply(&mut self, manifest: Manifest) -> Result<()> {
         self.interrupt.check()?;
-        self.terminal
-            .say(&format!("$ kubectl apply -f {}", manifest.path));
+        self.terminal.say(&format!(
+            "$ kubectl apply --server-side -f {}",
+            manifest.path
+        ));
         self.playground.apply(manifest.yaml)
     }
 
