@@ -159,6 +159,36 @@ fn a_day_with_kubectl() {
     kubectl.says("delete pod solo -n shop", "deleted");
     kubectl.says("wait --for=delete pod/solo -n shop --timeout=20s", "");
     kubectl.says("api-resources", "endpointslices");
+    // What kubectl makes out of flags, it sends in another encoding.
+    kubectl.says("create namespace flags", "namespace/flags created");
+    let create = "create deployment d -n flags --image=x:1 --replicas=2 --port=80";
+    kubectl.says(create, "deployment.apps/d created");
+    kubectl.says("get deploy d -n flags -o jsonpath={.spec.replicas}", "2");
+    kubectl.says(
+        "expose deployment d -n flags --port=80",
+        "service/d exposed",
+    );
+    kubectl.says(
+        "create service nodeport n -n flags --tcp=80:web",
+        "service/n created",
+    );
+    kubectl.says(
+        "get svc n -n flags -o jsonpath={.spec.ports[0].targetPort}",
+        "web",
+    );
+    kubectl.says(
+        "create configmap c -n flags --from-literal=k=v",
+        "configmap/c created",
+    );
+    kubectl.says(
+        "create secret generic s -n flags --from-literal=k=hello",
+        "secret/s created",
+    );
+    kubectl.says("get secret s -n flags -o jsonpath={.data.k}", "aGVsbG8=");
+    kubectl.says(
+        "create serviceaccount a -n flags",
+        "serviceaccount/a created",
+    );
     let patch = r#"patch svc web -n shop --type=merge -p {"spec":{"type":"NodePort"}}"#;
     kubectl.says(patch, "patched");
     kubectl.says("get svc web -n shop", "NodePort");

@@ -11,6 +11,7 @@ use super::super::resources::{NAMESPACES, PODS};
 use super::super::status::Status;
 use super::super::store::Key;
 use super::Context;
+use super::protobuf;
 use super::query::Query;
 use super::respond::{self, Accept, Response};
 use super::route::Target;
@@ -89,6 +90,7 @@ impl Call<'_> {
             "application/yaml" => {
                 serde_norway::from_slice(&self.body).map_err(|error| error.to_string())
             }
+            protobuf::MEDIA_TYPE => return protobuf::decode(&self.body),
             other => return Err(Status::unsupported_media_type(other)),
         };
         parsed.map_err(|error| {
