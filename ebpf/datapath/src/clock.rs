@@ -10,10 +10,15 @@ pub fn now() -> u32 {
     (unsafe { bpf_jiffies64() }) as u32
 }
 
-/// Ticks from `then` to `now`, across the wrap of 32 bits.
+/// How far in the future a time may lie: another CPU reads the clock after this one did and writes
+/// its time down first, and a virtual CPU can stand still in between.
+const AHEAD: u32 = 1 << 12;
+
+/// Ticks from `then` to `now`, across the wrap of 32 bits; 0 when `then` is the later one.
 #[inline(always)]
 pub fn since(now: u32, then: u32) -> u32 {
-    now.wrapping_sub(then)
+    let ticks = now.wrapping_sub(then);
+    if ticks > u32::MAX - AHEAD { 0 } else { ticks }
 }
 
 #[cfg(test)]
@@ -21,5 +26,11 @@ mod tests {
     #[test]
     fn wraps() {
         assert_eq!(super::since(3, u32::MAX - 1), 5);
+    }
+
+    #[test]
+    fn what_another_cpu_saw_later_is_now() {
+        assert_eq!(super::since(100, 101), 0);
+        assert_eq!(super::since(u32::MAX, 3), 0);
     }
 }

@@ -29,7 +29,7 @@ use crate::{
     family::Family,
     flows,
     outcome::Outcome,
-    packet::{ERROR, Packet, protocol},
+    packet::{ERROR, OPENS, Packet, protocol},
     policy::{self, Allowed, Question},
     services,
     skb::{Action, Skb},
@@ -242,8 +242,10 @@ fn origin<F: Family, const POINT: u8>(
 ///
 /// - A packet towards a service keeps the backend of its flow while that still serves; TCP keeps it
 ///   for as long as the connection lives, as with kube-proxy, which never cuts established TCP.
+///   An opening packet that is sent again has no connection yet.
 /// - A backend's reply is rewritten back.
-/// - A new flow of a pod may be one to a service.
+/// - A new flow of a pod may be one to a service. So may a known one that is none yet, because the
+///   service came later: a client that keeps trying would keep its flow alive, and out of reach.
 #[inline(always)]
 fn translate<F: Family, const POINT: u8>(
     packet: &Packet<F::Addr>,
@@ -257,23 +259,22 @@ fn translate<F: Family, const POINT: u8>(
     if let Some(flow) = known {
         if flow.flags & FLOW_BACK != 0 {
             if work.initiates {
-                // The client talks to the backend directly, from the very port from which it also
-                // talks to it through a service: the backend could not tell the two apart.
-                return Err(Drop::because(DropReason::NoPort));
+                return direct::<F>(packet, flow);
             }
             work.service = flow.service;
             work.backend = flow.backend;
             work.reply = true;
             return Ok(());
         }
+        let begins = packet.protocol != protocol::TCP || packet.has(OPENS);
         if flow.flags & FLOW_FRONT == 0 {
-            return Ok(());
-        }
-        if !work.initiates {
+            if !(work.initiates && begins) {
+                return Ok(());
+            }
+        } else if !work.initiates {
             // A packet that claims a service's address as its source.
             return Err(Drop::because(DropReason::Spoofed));
-        }
-        if packet.protocol == protocol::TCP || services::still_serves::<F>(flow, &flow.xlat) {
+        } else if !begins || services::still_serves::<F>(flow, &flow.xlat) {
             work.service = flow.service;
             work.backend = flow.backend;
             work.real = flow.xlat;
@@ -293,6 +294,26 @@ fn translate<F: Family, const POINT: u8>(
         if choice.address == packet.tuple.source {
             work.real.source = F::GATEWAY;
         }
+    }
+    Ok(())
+}
+
+/// The client talks to a backend directly, from the very port from which it also talks to it
+/// through a service; `back` is that flow. The backend could not tell the two apart.
+///
+/// A connection has to wait. Datagrams need not: the direct ones take the port, and those through
+/// the service get another with the next one, as they would had they come second.
+#[inline(always)]
+fn direct<F: Family>(packet: &Packet<F::Addr>, back: &Flow<F::Addr>) -> Result<(), Drop> {
+    if packet.protocol == protocol::TCP {
+        return Err(Drop::because(DropReason::NoPort));
+    }
+    let (key, _) = flows::key::<F>(&back.xlat, packet.protocol);
+    if let Some(front) = flows::lookup::<F>(&key)
+        && front.xlat == packet.tuple
+    {
+        // No epoch: decided again.
+        front.epoch = 0;
     }
     Ok(())
 }
@@ -387,8 +408,8 @@ fn remember_backend<F: Family>(
     }
     if let Some(old) = flows::lookup::<F>(&key) {
         let ours = old.flags & FLOW_BACK != 0 && old.xlat == work.flow.xlat;
-        if ours {
-            // What the backend has sent so far outlives the decision.
+        if ours && !packet.has(OPENS) {
+            // What the backend has sent so far outlives the decision, but not the connection.
             keep(&mut work.flow.sides[1 - from], &old.sides[1 - from]);
         }
         let over = flows::closed(old)

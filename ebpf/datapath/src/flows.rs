@@ -8,7 +8,10 @@
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use weft_abi::{
     drop::DropReason,
-    flow::{Flow, FlowKey, HIGH, LOW, SEEN_ANY, SEEN_DATA, SEEN_FIN, SEEN_RST, Side, Tuple},
+    flow::{
+        FLOW_BACK, FLOW_FRONT, Flow, FlowKey, HIGH, LOW, SEEN_ANY, SEEN_DATA, SEEN_FIN, SEEN_RST,
+        Side, Tuple,
+    },
 };
 
 use crate::{
@@ -103,11 +106,24 @@ pub fn live<F: Family>(
 }
 
 /// Whether a packet opens a new connection although its tuple has an entry: an opening packet from
-/// the other end, or from the same end after the old connection was under way.
+/// the other end, or from the same end after the old connection was under way or refused.
+///
+/// An entry of a service flow has one direction in which no packet of the flow itself comes. An
+/// opening packet there is somebody else's and takes nothing from a flow that lives: in a service's
+/// name nobody opens anything, and a client's direct connection waits until its port is free.
 #[inline(always)]
 pub fn opens_anew<A>(packet: &Packet<A>, flow: &Flow<A>, from: usize) -> bool {
-    packet.has(OPENS)
-        && (from != usize::from(flow.initiator) || flow.sides[from].seen & SEEN_DATA != 0)
+    if !packet.has(OPENS) {
+        return false;
+    }
+    let initiates = from == usize::from(flow.initiator);
+    if flow.flags & FLOW_FRONT != 0 && !initiates {
+        return false;
+    }
+    if flow.flags & FLOW_BACK != 0 && initiates {
+        return closed(flow);
+    }
+    !initiates || flow.sides[from].seen & SEEN_DATA != 0 || closed(flow)
 }
 
 /// Whether the entry is too old to speak for its packets.
@@ -173,8 +189,9 @@ pub fn account(side: &mut Side, signals: u8, length: u32) {
 ///
 /// The twin of a service flow's entry is the one under the other tuple. Each is used by one
 /// direction only; a visit every few seconds keeps the LRU from evicting one while the other lives,
-/// and the end of a connection is told to both at once. Returns false if the twin is gone and the
-/// flow must be decided again.
+/// and the end of a connection is told to both at once. Returns false if the twin is gone, or the
+/// client's packets lead to an entry that is another flow's by now: then the flow must be decided
+/// again.
 #[inline(always)]
 pub fn refresh<F: Family>(
     flow: &mut Flow<F::Addr>,
@@ -192,20 +209,22 @@ pub fn refresh<F: Family>(
         return true;
     }
     let (key, _) = key::<F>(&flow.xlat, packet.protocol);
-    match lookup::<F>(&key) {
-        Some(twin) => {
-            twin.last_seen = now;
-            let initiator = usize::from(twin.initiator & 1);
-            let same = if from == usize::from(flow.initiator) {
-                initiator
-            } else {
-                1 - initiator
-            };
-            twin.sides[same].seen |= seen_bits(packet.signals);
-            true
-        }
-        None => false,
+    let Some(twin) = lookup::<F>(&key) else {
+        return false;
+    };
+    if twin.xlat != reversed(&packet.tuple) {
+        // A backend whose client has gone on to another one has nothing to say about that.
+        return flow.flags & FLOW_BACK != 0;
     }
+    twin.last_seen = now;
+    let initiator = usize::from(twin.initiator & 1);
+    let same = if from == usize::from(flow.initiator) {
+        initiator
+    } else {
+        1 - initiator
+    };
+    twin.sides[same].seen |= seen_bits(packet.signals);
+    true
 }
 
 /// Whether a beat of 1,024 ticks (1 to 10 seconds) lies between two times.
@@ -307,5 +326,17 @@ mod tests {
         );
         packet.signals = DATA;
         assert!(!opens_anew(&packet, &flow, LOW));
+
+        packet.signals = OPENS;
+        flow.flags = FLOW_FRONT;
+        assert!(opens_anew(&packet, &flow, LOW));
+        assert!(!opens_anew(&packet, &flow, HIGH), "a service opens nothing");
+        flow.flags = FLOW_BACK;
+        assert!(!opens_anew(&packet, &flow, LOW), "the port is taken");
+        flow.sides[HIGH].seen = SEEN_RST;
+        assert!(opens_anew(&packet, &flow, LOW));
+        flow.flags = 0;
+        flow.sides[LOW].seen = SEEN_ANY;
+        assert!(opens_anew(&packet, &flow, LOW), "refused, and tried again");
     }
 }

@@ -314,6 +314,24 @@ impl Lab {
             .collect()
     }
 
+    /// Writes an entry of the flow table: what only time or another CPU would make of it.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn set_flow(&mut self, key: &FlowKey<Addr4>, flow: &Flow<Addr4>) -> Result<()> {
+        Ok(self.flows.insert(key, flow, 0)?)
+    }
+
+    /// Removes an entry of the flow table, as the kernel does when it needs room.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn evict_flow(&mut self, key: &FlowKey<Addr4>) -> Result<()> {
+        Ok(self.flows.remove(key)?)
+    }
+
     /// Empties the flow table.
     ///
     /// # Errors
