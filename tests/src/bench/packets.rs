@@ -163,14 +163,14 @@ fn established(lab: &Lab) -> Vec<Kind> {
         let payload = Payload::tcp(CLIENT_PORT, PORT, flags);
         Packet {
             ttl: 255,
-            ..Packet::new(pod.address, to, payload).from_mac(pod.mac)
+            ..Packet::new(pod.address, to, payload).sent_by(pod.mac)
         }
     };
     let reply_to = |client: Ipv4Addr, flags| {
         let payload = Payload::tcp(PORT, CLIENT_PORT, flags);
         Packet {
             ttl: 255,
-            ..Packet::new(SERVER.address, client, payload).from_mac(SERVER.mac)
+            ..Packet::new(SERVER.address, client, payload).sent_by(SERVER.mac)
         }
     };
     let open = |pod: &LocalPod, to, reply: bool| {
@@ -329,7 +329,7 @@ fn first_packets(lab: &mut Lab) -> Result<Vec<PacketCost>> {
         let packet = |port| {
             let payload = Payload::tcp(port, PORT, SYN);
             Packet::new(pod.address, to, payload)
-                .from_mac(pod.mac)
+                .sent_by(pod.mac)
                 .to_bytes()
         };
         let verdict = lab.run("from_container", context, &packet(1))?;

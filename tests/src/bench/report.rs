@@ -165,7 +165,7 @@ impl Report {
                         .map_or("-".to_owned(), |cilium| format!("{:.2}", cilium.ratio)),
                 ]);
             }
-            writeln!(f, "\n{}\n{table}", workload.name())?;
+            write!(f, "\n{}\n{table}", workload.name())?;
         }
         Ok(())
     }
@@ -220,7 +220,7 @@ impl Report {
                 Workload::Stream => format!(" (an operation is {} KiB)", STREAM_UNIT / 1024),
                 _ => String::new(),
             };
-            writeln!(f, "\n{}{unit}\n{table}", workload.name())?;
+            write!(f, "\n{}{unit}\n{table}", workload.name())?;
         }
         Ok(())
     }
@@ -269,7 +269,7 @@ impl Report {
                 .to_owned(),
             ]);
         }
-        writeln!(
+        write!(
             f,
             "Map lookups per packet of an established flow, counted by the program: the promise is \
              one in the flow table and none elsewhere\n\n{table}"
@@ -288,7 +288,7 @@ impl Display for Report {
         if !self.measurements.is_empty() {
             self.rates(f)?;
             self.programs(f)?;
-            writeln!(f, "{}.", self.reference)?;
+            writeln!(f, "\n{}.", self.reference)?;
         }
         Ok(())
     }
