@@ -41,7 +41,9 @@ impl Binaries {
 
 /// Runs the demonstration; `arguments` are the playground's.
 pub fn demo(workspace: &Workspace, arguments: &[String]) -> Result<()> {
-    exec(workspace, Profile::Dev, "weft-playground", arguments)
+    let mut words = vec!["demo".to_owned()];
+    words.extend_from_slice(arguments);
+    exec(workspace, Profile::Dev, "weft-playground", &words)
 }
 
 /// Runs a benchmark; `arguments` are those of `weft-bench`.
