@@ -25,12 +25,12 @@ use weft_abi::config::Config as DatapathConfig;
 use weft_abi::endpoint::{ENFORCE_EGRESS, ENFORCE_INGRESS, Endpoint};
 use weft_core::compile::{Compiler, Desired};
 use weft_core::contents::Contents;
-use weft_core::diff::{Changes, Step, diff};
+use weft_core::diff::{Changes, diff};
 use weft_core::family::{Address, underlay};
 
 use crate::backoff::Backoff;
 use crate::bpf::attach::Attacher;
-use crate::bpf::tables::{TableError, Tables};
+use crate::bpf::tables::{TableError, Tables, next_epoch};
 use crate::config::Config;
 use crate::endpoints::{Endpoints, Record};
 use crate::ipam::Ipam;
@@ -136,21 +136,9 @@ impl Maps {
         })
     }
 
-    /// Applies changes in their order, up to the first failure.
     fn apply(&mut self, changes: &Changes) -> Result<(), TableError> {
-        for step in &changes.steps {
-            match step {
-                Step::Write(batch) => self.tables.write(batch, &mut self.mirror)?,
-                Step::BumpEpoch => {
-                    let epoch = next_epoch(self.config.epoch);
-                    self.set_config(DatapathConfig {
-                        epoch,
-                        ..self.config
-                    })?;
-                }
-            }
-        }
-        Ok(())
+        self.tables
+            .apply(changes, &mut self.mirror, &mut self.config)
     }
 
     fn set_config(&mut self, config: DatapathConfig) -> Result<(), TableError> {
@@ -158,11 +146,6 @@ impl Maps {
         self.config = config;
         Ok(())
     }
-}
-
-/// The epoch after this one; 0 is never current.
-fn next_epoch(epoch: u32) -> u32 {
-    epoch.wrapping_add(1).max(1)
 }
 
 /// The loop.

@@ -19,6 +19,7 @@ use weft_abi::config::Config;
 use weft_abi::endpoint::Endpoint;
 use weft_abi::ipcache::IpcacheEntry;
 use weft_abi::maps;
+use weft_abi::service::{Frontend, FrontendKey};
 use weft_agent::bpf::attach::Attacher;
 use weft_agent::bpf::load::{self, LoadError, Loaded, Options};
 use weft_agent::bpf::tables::{TableError, Tables};
@@ -334,5 +335,50 @@ fn without_tcx_a_filter_is_replaced_in_place() {
                 .attach_pod("weft1")
                 .expect("attaches again");
         }
+    });
+}
+
+#[test]
+fn a_full_map_of_services_keeps_no_policy_out() {
+    on_a_node(|node| {
+        let mut options = node.options();
+        options.capacities.insert("frontends4", 1);
+        let mut loaded = load::load(&options).expect("loads");
+        let mut tables = Tables::new(&mut loaded).expect("opens");
+        let mut desired = Contents::default();
+        for port in [80, 81] {
+            let key = FrontendKey {
+                address: Addr4::new([10, 96, 0, 1]),
+                port,
+                protocol: 6,
+                scope: 0,
+            };
+            desired.v4.frontends.insert(key, Frontend::default());
+        }
+        desired.v4.endpoints.extend([endpoint(1)]);
+        let (mut mirror, mut config) = (Contents::default(), Config::default());
+        let changes = diff(&mirror, &desired);
+        let error = tables
+            .apply(&changes, &mut mirror, &mut config)
+            .expect_err("one of two has no room");
+        assert!(
+            matches!(
+                error,
+                TableError::Full {
+                    map: "frontends4",
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        let held = tables.read().expect("reads");
+        assert_eq!(held, mirror, "the mirror tells what the maps hold");
+        assert_eq!(held.v4.endpoints, desired.v4.endpoints);
+        assert_eq!(held.v4.frontends.len(), 1);
+        assert_eq!(
+            tables.config().expect("reads").epoch,
+            1,
+            "what was written counts"
+        );
     });
 }

@@ -16,7 +16,8 @@
 //!    decided again is decided by the whole of it, and needs no second bump.
 //! 7. Policy entries are deleted, which nothing refers to any more.
 //!
-//! A failed write leaves the maps somewhere in this order; the next diff starts from there.
+//! A failed write ends the writes of its [`Concern`] and leaves its maps somewhere in this order; the
+//! next diff starts from there.
 
 use std::collections::BTreeMap;
 
@@ -108,7 +109,8 @@ pub enum Step {
     BumpEpoch,
 }
 
-/// Ordered changes. They must be applied in order, and applying must stop at the first failure.
+/// Ordered changes. They must be applied in order; the first failed write of a [`Concern`] must end
+/// its writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     /// The steps.
@@ -183,7 +185,28 @@ impl<A: Address> FamilyBatch<A> {
     }
 }
 
+/// What a map decides. Nothing of one concern refers to anything of the other, so a map of one that
+/// takes no more does not hold the other up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Concern {
+    /// Which backend: frontends, slots, backends.
+    Services,
+    /// Whether and whither: endpoints, address prefixes, policy entries.
+    Policy,
+}
+
 impl Batch {
+    /// What the map decides.
+    #[must_use]
+    pub const fn concern(&self) -> Concern {
+        match self {
+            Self::V4(FamilyBatch::Frontends(_) | FamilyBatch::Backends(_))
+            | Self::V6(FamilyBatch::Frontends(_) | FamilyBatch::Backends(_))
+            | Self::Slots(_) => Concern::Services,
+            Self::V4(_) | Self::V6(_) | Self::Policy(_) => Concern::Policy,
+        }
+    }
+
     /// How many entries are written.
     #[expect(clippy::len_without_is_empty, reason = "a step's batch is never empty")]
     #[must_use]

@@ -1,7 +1,7 @@
 //! The maps that the agent writes, typed: read them back, apply changes to them.
 //!
 //! Invariants:
-//! - Changes are applied in their order, up to the first failure; what was written is noted in the
+//! - Changes are applied in their order, up to the first failure of a concern; what was written is noted in the
 //!   mirror entry by entry, so that mirror and maps never differ in what succeeded.
 //! - A map of a family that the datapath does not have yet is empty and takes everything: the
 //!   compiler need not know.
@@ -22,7 +22,7 @@ use weft_abi::ipcache::IpcacheEntry;
 use weft_abi::policy::{PolicyKey, PolicyVerdict};
 use weft_abi::service::{Backend, Frontend, FrontendKey, Slot, SlotKey};
 use weft_core::contents::{Contents, FamilyTables, LpmKey};
-use weft_core::diff::{Batch, FamilyBatch, Writes};
+use weft_core::diff::{Batch, Changes, FamilyBatch, Step, Writes};
 use weft_core::family::Address;
 
 use super::load::{Loaded, capacity};
@@ -173,6 +173,38 @@ impl Tables {
             Batch::Policy(writes) => self.policy.write(writes, &mut mirror.policy),
             Batch::Slots(writes) => self.slots.write(writes, &mut mirror.slots),
         }
+    }
+
+    /// Applies changes in their order. A write that fails ends those of its concern: a full map of
+    /// services keeps no policy out, nor the other way round. `mirror` and `config` get what was
+    /// written.
+    ///
+    /// # Errors
+    ///
+    /// The first write that failed.
+    pub fn apply(
+        &mut self,
+        changes: &Changes,
+        mirror: &mut Contents,
+        config: &mut Config,
+    ) -> Result<(), TableError> {
+        let mut failed = BTreeMap::new();
+        for step in &changes.steps {
+            match step {
+                Step::Write(batch) if failed.contains_key(&batch.concern()) => {}
+                Step::Write(batch) => {
+                    if let Err(error) = self.write(batch, mirror) {
+                        failed.insert(batch.concern(), error);
+                    }
+                }
+                Step::BumpEpoch => {
+                    let epoch = next_epoch(config.epoch);
+                    self.set_config(Config { epoch, ..*config })?;
+                    config.epoch = epoch;
+                }
+            }
+        }
+        failed.into_values().next().map_or(Ok(()), Err)
     }
 
     /// The configuration that the datapath has.
@@ -461,4 +493,10 @@ fn errno(error: &MapError) -> Option<i32> {
         MapError::KeyNotFound => Some(libc::ENOENT),
         _ => None,
     }
+}
+
+/// The epoch after this one; 0 is never current.
+#[must_use]
+pub fn next_epoch(epoch: u32) -> u32 {
+    epoch.wrapping_add(1).max(1)
 }
