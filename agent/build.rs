@@ -7,13 +7,13 @@ use std::path::PathBuf;
 
 fn main() {
     println!("cargo::rerun-if-env-changed=WEFT_DATAPATH_ELF");
+    println!("cargo::rerun-if-env-changed=CARGO_MANIFEST_DIR");
     let path = match std::env::var_os("WEFT_DATAPATH_ELF") {
         Some(path) => PathBuf::from(path),
-        // Always below the workspace's own `target`, wherever CARGO_TARGET_DIR points.
-        None => PathBuf::from(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/../target/bpf/weft-datapath"
-        )),
+        // Always below the workspace's own `target`, wherever CARGO_TARGET_DIR points. The variable
+        // is read when this runs: two checkouts that share a target directory share this program.
+        None => PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default())
+            .join("../target/bpf/weft-datapath"),
     };
     println!("cargo::rerun-if-changed={}", path.display());
     match path.canonicalize() {

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 use weft_abi::addr::{Addr4, Addr6};
 use weft_abi::config::Config as DatapathConfig;
-use weft_abi::endpoint::{ENFORCE_EGRESS, ENFORCE_INGRESS, Endpoint};
+use weft_abi::endpoint::Endpoint;
 use weft_core::compile::{Compiler, Desired};
 use weft_core::contents::Contents;
 use weft_core::diff::{Changes, diff};
@@ -73,6 +73,9 @@ pub struct Maps {
     pub desired: Desired,
     /// The datapath's configuration as it was last written.
     pub config: DatapathConfig,
+    /// Whether flows may have been decided by maps that changed since, without a new epoch: an
+    /// agent that ended between the last write and the epoch leaves no difference to be found.
+    stale: bool,
 }
 
 /// The state of application.
@@ -133,12 +136,30 @@ impl Maps {
             mirror,
             desired: Desired::default(),
             config,
+            stale: true,
         })
     }
 
-    fn apply(&mut self, changes: &Changes) -> Result<(), TableError> {
-        self.tables
+    /// Applies changes; `complete` if they lead to a complete compilation.
+    fn apply(&mut self, changes: &Changes, complete: bool) -> Result<(), TableError> {
+        if let Err(error) = self
+            .tables
             .apply(changes, &mut self.mirror, &mut self.config)
+        {
+            self.stale = true;
+            return Err(error);
+        }
+        if complete && self.stale {
+            if changes.is_empty() {
+                let epoch = next_epoch(self.config.epoch);
+                self.set_config(DatapathConfig {
+                    epoch,
+                    ..self.config
+                })?;
+            }
+            self.stale = false;
+        }
+        Ok(())
     }
 
     fn set_config(&mut self, config: DatapathConfig) -> Result<(), TableError> {
@@ -291,6 +312,7 @@ impl Reconciler {
     fn apply(&self, desired: Option<Desired>, records: &[Record]) -> Result<usize> {
         let mut maps = self.shared.maps();
         self.configure(&mut maps)?;
+        let complete = desired.is_some();
         let changes = match desired {
             Some(desired) => {
                 for warning in &desired.warnings {
@@ -305,7 +327,8 @@ impl Reconciler {
             }
             None => diff(&maps.mirror, &without_policies(&maps.mirror, records)),
         };
-        maps.apply(&changes).context("cannot write the maps")?;
+        maps.apply(&changes, complete)
+            .context("cannot write the maps")?;
         Ok(changes.entries())
     }
 
@@ -460,7 +483,6 @@ fn keep_endpoints<A: Address>(contents: &mut Contents, records: &[Record]) {
             let new = Endpoint {
                 ifindex: record.ifindex,
                 mac: record.mac,
-                enforce: ENFORCE_INGRESS | ENFORCE_EGRESS,
                 ..Endpoint::default()
             };
             let same = old
@@ -485,6 +507,8 @@ fn ticks_per_second() -> Result<u32> {
 
 #[cfg(test)]
 mod tests {
+    use weft_abi::endpoint::ENFORCE_INGRESS;
+
     use super::*;
     use crate::endpoints::tests::record;
 

@@ -17,6 +17,7 @@ use aya::programs::tc::{
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier};
 use aya::sys::SyscallError;
 use aya::util::KernelVersion;
+use nix::net::if_::if_nametoindex;
 use thiserror::Error;
 use tracing::{debug, info, warn};
 use weft_abi::maps::programs;
@@ -125,7 +126,9 @@ impl Attacher {
         }
     }
 
-    /// Removes the pins of interfaces that are not among these.
+    /// Removes the pins of interfaces that are gone. An interface that exists keeps its programs
+    /// even when it is not among these: it may be a pod's that is just being added, and a pod
+    /// without programs is a pod without policy.
     pub fn sweep(&self, interfaces: &BTreeSet<String>) {
         let entries = match fs::read_dir(&self.link_dir) {
             Ok(entries) => entries,
@@ -139,7 +142,10 @@ impl Attacher {
             let interface = programs::ALL
                 .iter()
                 .find_map(|program| name.strip_suffix(program)?.strip_suffix('-'));
-            if interface.is_some_and(|interface| !interfaces.contains(interface)) {
+            let gone = |interface: &str| {
+                !interfaces.contains(interface) && if_nametoindex(interface).is_err()
+            };
+            if interface.is_some_and(gone) {
                 debug!(
                     link = name,
                     "removing the pin of a link whose interface is gone"
@@ -194,27 +200,33 @@ fn attach_tcx(
     direction: TcAttachType,
     pin: &Path,
 ) -> Result<(), String> {
-    match PinnedLink::from_pin(pin) {
+    let replaces = match PinnedLink::from_pin(pin) {
         Ok(pinned) => match swap(program, pinned) {
             Ok(()) => return Ok(()),
             // The link's interface is gone, and this is another one of its name; or the pin holds
             // something else.
             Err(error) => {
                 info!(interface, pin = %pin.display(), error, "replacing a dead link");
-                fs::remove_file(pin)
-                    .map_err(|error| format!("removing {}: {error}", pin.display()))?;
+                true
             }
         },
         Err(LinkError::SyscallError(SyscallError { io_error, .. }))
-            if io_error.kind() == io::ErrorKind::NotFound => {}
+            if io_error.kind() == io::ErrorKind::NotFound =>
+        {
+            false
+        }
         Err(error) => return Err(format!("opening {}: {}", pin.display(), chain(&error))),
-    }
+    };
     let options = TcAttachOptions::TcxOrder(LinkOrder::default());
     let id = program
         .attach_with_options(interface, direction, options)
         .map_err(|error| chain(&error))?;
     let link = program.take_link(id).map_err(|error| chain(&error))?;
     let link: FdLink = link.try_into().map_err(|error: LinkError| chain(&error))?;
+    if replaces {
+        // Only now: were the old link alive after all, its interface must not be without a program.
+        fs::remove_file(pin).map_err(|error| format!("removing {}: {error}", pin.display()))?;
+    }
     link.pin(pin)
         .map_err(|error| format!("pinning {}: {}", pin.display(), chain(&error)))?;
     Ok(())
