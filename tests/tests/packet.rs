@@ -12,130 +12,13 @@ use weft_abi::{
     flow::{FLOW_BACK, FLOW_FRONT},
 };
 use weft_tests::packet::{
-    Cluster, Context, Lab, LocalPod, Verdict,
+    Context, Lab, Verdict,
     bytes::{ACK, FIN, Packet, Payload, RST, SYN},
+    scene::{
+        DB, NODE, OTHER_NODE, OTHER_VIP, OUTSIDE, REMOTE, VIP, WEB, cluster, dropped, from, lab,
+        policy, service,
+    },
 };
-
-const WEB: LocalPod = LocalPod {
-    name: "web",
-    address: Ipv4Addr::new(10, 244, 1, 10),
-    mac: [2, 0, 0, 0, 1, 10],
-};
-const DB: LocalPod = LocalPod {
-    name: "db",
-    address: Ipv4Addr::new(10, 244, 1, 11),
-    mac: [2, 0, 0, 0, 1, 11],
-};
-const REMOTE: Ipv4Addr = Ipv4Addr::new(10, 244, 2, 10);
-const NODE: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 11);
-const OTHER_NODE: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 12);
-const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
-const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
-const OTHER_VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 11);
-
-const NODES: &str = "
-apiVersion: v1
-kind: Node
-metadata: {name: n1}
-spec: {podCIDR: 10.244.1.0/24, podCIDRs: [10.244.1.0/24]}
-status: {addresses: [{type: InternalIP, address: 172.30.0.11}]}
----
-apiVersion: v1
-kind: Node
-metadata: {name: n2}
-spec: {podCIDR: 10.244.2.0/24, podCIDRs: [10.244.2.0/24]}
-status: {addresses: [{type: InternalIP, address: 172.30.0.12}]}
----
-apiVersion: v1
-kind: Namespace
-metadata: {name: default, labels: {kubernetes.io/metadata.name: default}}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: web, namespace: default, uid: uid-web, labels: {app: web}}
-spec: {nodeName: n1, containers: [{name: c}]}
-status: {phase: Running, podIP: 10.244.1.10, podIPs: [{ip: 10.244.1.10}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: db, namespace: default, uid: uid-db, labels: {app: db}}
-spec: {nodeName: n1, containers: [{name: c, ports: [{name: sql, containerPort: 5432}]}]}
-status: {phase: Running, podIP: 10.244.1.11, podIPs: [{ip: 10.244.1.11}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: far, namespace: default, uid: uid-far, labels: {app: far}}
-spec: {nodeName: n2, containers: [{name: c}]}
-status: {phase: Running, podIP: 10.244.2.10, podIPs: [{ip: 10.244.2.10}]}
-";
-
-fn service(name: &str, vip: Ipv4Addr, backends: &[Ipv4Addr]) -> String {
-    let endpoints: Vec<_> = backends
-        .iter()
-        .map(|ip| format!("{{addresses: [{ip}], conditions: {{ready: true}}}}"))
-        .collect();
-    format!(
-        "
-apiVersion: v1
-kind: Service
-metadata: {{name: {name}, namespace: default}}
-spec:
-  clusterIP: {vip}
-  clusterIPs: [{vip}]
-  ipFamilies: [IPv4]
-  ports:
-  - {{name: tcp, port: 80, targetPort: 8080, protocol: TCP}}
-  - {{name: dns, port: 53, targetPort: 5353, protocol: UDP}}
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata:
-  name: {name}-1
-  namespace: default
-  labels: {{kubernetes.io/service-name: {name}}}
-addressType: IPv4
-ports:
-- {{name: tcp, port: 8080, protocol: TCP}}
-- {{name: dns, port: 5353, protocol: UDP}}
-endpoints: [{}]
-",
-        endpoints.join(", ")
-    )
-}
-
-fn policy(name: &str, spec: &str) -> String {
-    format!(
-        "
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {{name: {name}, namespace: default}}
-spec: {spec}
-"
-    )
-}
-
-fn cluster(manifests: &[String]) -> Cluster {
-    let mut cluster = Cluster::seen_from("n1");
-    cluster.apply(NODES).unwrap();
-    for manifest in manifests {
-        cluster.apply(manifest).unwrap();
-    }
-    cluster
-}
-
-fn lab(manifests: &[String]) -> (Lab, Cluster) {
-    let mut cluster = cluster(manifests);
-    let lab = Lab::new(&mut cluster, &[WEB, DB]).unwrap();
-    (lab, cluster)
-}
-
-fn from(pod: &LocalPod, destination: Ipv4Addr, payload: Payload) -> Packet {
-    Packet::new(pod.address, destination, payload).sent_by(pod.mac)
-}
-
-fn dropped(reason: DropReason) -> Verdict {
-    Verdict::Drop(reason)
-}
 
 #[test]
 fn a_pod_reaches_a_pod_of_its_node_and_gets_its_reply() {

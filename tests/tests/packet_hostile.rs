@@ -10,122 +10,15 @@ use weft_abi::{
     flow::{FLOW_BACK, FLOW_FRONT, Flow, FlowKey},
 };
 use weft_tests::packet::{
-    Cluster, Lab, LocalPod, Verdict,
+    Lab, Verdict,
     bytes::{ACK, FIN, Packet, Payload, RST, SYN},
+    scene::{DB, DB2, NODE, VIP, WEB, dropped, from, lab, pod, policy, service},
 };
 
-const WEB: LocalPod = LocalPod {
-    name: "web",
-    address: Ipv4Addr::new(10, 244, 1, 10),
-    mac: [2, 0, 0, 0, 1, 10],
-};
-const DB: LocalPod = LocalPod {
-    name: "db",
-    address: Ipv4Addr::new(10, 244, 1, 11),
-    mac: [2, 0, 0, 0, 1, 11],
-};
-const DB2: LocalPod = LocalPod {
-    name: "db2",
-    address: Ipv4Addr::new(10, 244, 1, 12),
-    mac: [2, 0, 0, 0, 1, 12],
-};
-const NODE: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 11);
-const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 /// An interface of the node that no pod has.
 const UPLINK: u32 = 77;
 /// Ticks per second in the lab's configuration.
 const HZ: u32 = 250;
-
-const NODES: &str = "
-apiVersion: v1
-kind: Node
-metadata: {name: n1}
-spec: {podCIDR: 10.244.1.0/24, podCIDRs: [10.244.1.0/24]}
-status: {addresses: [{type: InternalIP, address: 172.30.0.11}]}
----
-apiVersion: v1
-kind: Namespace
-metadata: {name: default, labels: {kubernetes.io/metadata.name: default}}
-";
-
-fn pod(name: &str, address: Ipv4Addr) -> String {
-    format!(
-        "
-apiVersion: v1
-kind: Pod
-metadata: {{name: {name}, namespace: default, uid: uid-{name}, labels: {{app: {name}}}}}
-spec: {{nodeName: n1, containers: [{{name: c}}]}}
-status: {{phase: Running, podIP: {address}, podIPs: [{{ip: {address}}}]}}
-"
-    )
-}
-
-/// TCP 80 to 8080, UDP 53 to 5353, UDP 7946 to itself.
-fn service(backends: &[Ipv4Addr]) -> String {
-    let endpoints: Vec<_> = backends
-        .iter()
-        .map(|ip| format!("{{addresses: [{ip}], conditions: {{ready: true}}}}"))
-        .collect();
-    format!(
-        "
-apiVersion: v1
-kind: Service
-metadata: {{name: s, namespace: default}}
-spec:
-  clusterIP: {VIP}
-  clusterIPs: [{VIP}]
-  ipFamilies: [IPv4]
-  ports:
-  - {{name: tcp, port: 80, targetPort: 8080, protocol: TCP}}
-  - {{name: dns, port: 53, targetPort: 5353, protocol: UDP}}
-  - {{name: gossip, port: 7946, targetPort: 7946, protocol: UDP}}
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: {{name: s-1, namespace: default, labels: {{kubernetes.io/service-name: s}}}}
-addressType: IPv4
-ports:
-- {{name: tcp, port: 8080, protocol: TCP}}
-- {{name: dns, port: 5353, protocol: UDP}}
-- {{name: gossip, port: 7946, protocol: UDP}}
-endpoints: [{}]
-",
-        endpoints.join(", ")
-    )
-}
-
-fn policy(name: &str, spec: &str) -> String {
-    format!(
-        "
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {{name: {name}, namespace: default}}
-spec: {spec}
-"
-    )
-}
-
-fn lab(manifests: &[String]) -> (Lab, Cluster) {
-    let mut cluster = Cluster::seen_from("n1");
-    cluster.apply(NODES).unwrap();
-    let pods = [WEB, DB, DB2];
-    for local in &pods {
-        cluster.apply(&pod(local.name, local.address)).unwrap();
-    }
-    for manifest in manifests {
-        cluster.apply(manifest).unwrap();
-    }
-    let lab = Lab::new(&mut cluster, &pods).unwrap();
-    (lab, cluster)
-}
-
-fn from(pod: &LocalPod, destination: Ipv4Addr, payload: Payload) -> Packet {
-    Packet::new(pod.address, destination, payload).sent_by(pod.mac)
-}
-
-fn dropped(reason: DropReason) -> Verdict {
-    Verdict::Drop(reason)
-}
 
 /// Lets every flow idle for some seconds.
 fn idle(lab: &mut Lab, seconds: u32) {
@@ -189,7 +82,7 @@ fn a_connection_that_was_refused_first_outlives_its_pauses() {
 #[test]
 fn a_new_connection_to_a_service_inherits_no_end_of_an_old_one() {
     for end in [RST, FIN | ACK] {
-        let (mut lab, _) = lab(&[service(&[DB.address]), db_opens_nothing()]);
+        let (mut lab, _) = lab(&[service("s", VIP, &[DB.address]), db_opens_nothing()]);
         let there = |flags| from(&WEB, VIP, Payload::tcp(40000, 80, flags));
         let back = |flags| from(&DB, WEB.address, Payload::tcp(8080, 40000, flags));
         for flags in [SYN, ACK, FIN | ACK] {
@@ -210,7 +103,7 @@ fn a_new_connection_to_a_service_inherits_no_end_of_an_old_one() {
 
 #[test]
 fn a_late_packet_of_an_old_backend_does_not_end_the_new_connection() {
-    let (mut lab, mut cluster) = lab(&[service(&[DB.address])]);
+    let (mut lab, mut cluster) = lab(&[service("s", VIP, &[DB.address])]);
     let there = |flags| from(&WEB, VIP, Payload::tcp(40000, 80, flags));
     for flags in [SYN, ACK] {
         assert_eq!(
@@ -218,7 +111,7 @@ fn a_late_packet_of_an_old_backend_does_not_end_the_new_connection() {
             DB.address
         );
     }
-    cluster.apply(&service(&[DB2.address])).unwrap();
+    cluster.apply(&service("s", VIP, &[DB2.address])).unwrap();
     lab.update(&cluster).unwrap();
     // The client uses its port again, and gets another backend.
     for flags in [SYN, ACK] {
@@ -233,7 +126,7 @@ fn a_late_packet_of_an_old_backend_does_not_end_the_new_connection() {
         let _ = lab.send(&DB, &late);
     }
     // New connections would get another one: this is none.
-    cluster.apply(&service(&[DB.address])).unwrap();
+    cluster.apply(&service("s", VIP, &[DB.address])).unwrap();
     lab.update(&cluster).unwrap();
     idle(&mut lab, 60);
     assert_eq!(
@@ -244,7 +137,7 @@ fn a_late_packet_of_an_old_backend_does_not_end_the_new_connection() {
 
 #[test]
 fn a_direct_connection_takes_no_tuple_from_a_live_one_through_a_service() {
-    let (mut lab, _) = lab(&[service(&[DB.address])]);
+    let (mut lab, _) = lab(&[service("s", VIP, &[DB.address])]);
     let there = |flags| from(&WEB, VIP, Payload::tcp(40000, 80, flags));
     let back = |flags| from(&DB, WEB.address, Payload::tcp(8080, 40000, flags));
     for flags in [SYN, ACK] {
@@ -273,7 +166,7 @@ fn a_direct_connection_takes_no_tuple_from_a_live_one_through_a_service() {
 
 #[test]
 fn one_udp_socket_reaches_a_pod_directly_and_through_a_service() {
-    let (mut lab, _) = lab(&[service(&[DB.address])]);
+    let (mut lab, _) = lab(&[service("s", VIP, &[DB.address])]);
     let through = from(&WEB, VIP, Payload::udp(7946, 7946));
     let direct = from(&WEB, DB.address, Payload::udp(7946, 7946));
     assert_eq!(lab.send(&WEB, &through).packet().destination, DB.address);
@@ -303,7 +196,7 @@ fn a_service_that_comes_later_takes_over_what_waits_for_it() {
         assert!(lab.send(&WEB, &query).passed(), "the host stack's");
         assert!(lab.send(&WEB, &syn).passed());
     }
-    cluster.apply(&service(&[DB.address])).unwrap();
+    cluster.apply(&service("s", VIP, &[DB.address])).unwrap();
     lab.update(&cluster).unwrap();
     for packet in [&query, &syn] {
         for _ in 0..2 {
@@ -315,17 +208,17 @@ fn a_service_that_comes_later_takes_over_what_waits_for_it() {
     cluster.state.services.clear();
     lab.update(&cluster).unwrap();
     assert!(lab.send(&WEB, &query).passed());
-    cluster.apply(&service(&[DB2.address])).unwrap();
+    cluster.apply(&service("s", VIP, &[DB2.address])).unwrap();
     lab.update(&cluster).unwrap();
     assert_eq!(lab.send(&WEB, &query).packet().destination, DB2.address);
 }
 
 #[test]
 fn an_opening_that_nobody_answered_leaves_a_dead_backend() {
-    let (mut lab, mut cluster) = lab(&[service(&[DB.address])]);
+    let (mut lab, mut cluster) = lab(&[service("s", VIP, &[DB.address])]);
     let syn = from(&WEB, VIP, Payload::tcp(40000, 80, SYN));
     assert_eq!(lab.send(&WEB, &syn).packet().destination, DB.address);
-    cluster.apply(&service(&[DB2.address])).unwrap();
+    cluster.apply(&service("s", VIP, &[DB2.address])).unwrap();
     lab.update(&cluster).unwrap();
     for _ in 0..2 {
         assert_eq!(lab.send(&WEB, &syn).packet().destination, DB2.address);
@@ -334,7 +227,10 @@ fn an_opening_that_nobody_answered_leaves_a_dead_backend() {
 
 #[test]
 fn a_clock_that_another_cpu_read_later_ends_no_flow() {
-    let (mut lab, _) = lab(&[service(&[DB.address, DB2.address]), db_opens_nothing()]);
+    let (mut lab, _) = lab(&[
+        service("s", VIP, &[DB.address, DB2.address]),
+        db_opens_nothing(),
+    ]);
     let there = from(&WEB, DB.address, Payload::tcp(40000, 80, SYN));
     let back = from(&DB, WEB.address, Payload::tcp(80, 40000, ACK));
     let service = from(&WEB, VIP, Payload::tcp(40001, 80, ACK));
@@ -352,7 +248,7 @@ fn a_clock_that_another_cpu_read_later_ends_no_flow() {
 
 #[test]
 fn nobody_speaks_in_a_services_name() {
-    let (mut lab, _) = lab(&[service(&[DB.address])]);
+    let (mut lab, _) = lab(&[service("s", VIP, &[DB.address])]);
     let there = |flags| from(&WEB, VIP, Payload::tcp(40000, 80, flags));
     for flags in [SYN, ACK] {
         assert!(lab.send(&WEB, &there(flags)).redirected());
@@ -458,7 +354,7 @@ fn an_address_that_is_anothers_now_has_nothing_of_its_old_owners() {
 
 #[test]
 fn losing_one_half_of_a_service_flow_heals() {
-    let (mut lab, _) = lab(&[service(&[DB.address])]);
+    let (mut lab, _) = lab(&[service("s", VIP, &[DB.address])]);
     let there = from(&WEB, VIP, Payload::tcp(40000, 80, ACK));
     let back = from(&DB, WEB.address, Payload::tcp(8080, 40000, ACK));
     assert!(lab.send(&WEB, &there).redirected());

@@ -10,6 +10,7 @@
 
 pub mod bytes;
 mod lab;
+pub mod scene;
 mod world;
 
 pub use lab::{Context, Lab, Verdict};
