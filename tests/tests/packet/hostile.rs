@@ -1,6 +1,5 @@
 //! Packets and orders of events that would break a datapath: stale and stolen flows, tuples that
 //! collide, services that come and go under traffic, addresses that are somebody else's.
-#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
 use std::net::Ipv4Addr;
 
