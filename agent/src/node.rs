@@ -71,6 +71,15 @@ impl NodeFacts {
             .ok()
     }
 
+    /// Whether a route to another node's pod network takes nothing away from this node: neither the
+    /// underlay, with the way to that node and to the API, nor its own pods, nor what is no pod's.
+    fn can_lead_away(&self, cidr: &IpNet, tunnel: IpAddr) -> bool {
+        let first = cidr.network();
+        let underlay = cidr.contains(&self.address) || cidr.contains(&tunnel);
+        let own = self.pod_cidrs.iter().any(|own| own.contains(cidr));
+        !underlay && !own && !first.is_loopback() && !first.is_multicast()
+    }
+
     fn store(&self, path: &Path) -> Result<()> {
         let content = serde_json::to_vec_pretty(self)?;
         persist::write(path, &content, 0o600)
@@ -94,20 +103,35 @@ pub struct NodeNetwork {
 pub struct Wanted {
     facts: NodeFacts,
     remote: BTreeSet<IpNet>,
+    /// Pod networks that get no route, and whose they are.
+    refused: BTreeSet<(IpNet, String)>,
 }
 
 impl Wanted {
     /// From the state, if it knows this node.
     pub fn of(state: &ClusterState, address: Option<IpAddr>) -> Option<Self> {
         let facts = NodeFacts::of(state, address)?;
-        let remote = state
-            .nodes
-            .values()
-            .filter(|node| node.name != state.node_name && node.tunnel_address().is_some())
-            .flat_map(|node| node.pod_cidrs.iter().copied())
-            .filter(|cidr| !facts.pod_cidrs.contains(cidr))
-            .collect();
-        Some(Self { facts, remote })
+        let (mut remote, mut refused) = (BTreeSet::new(), BTreeSet::new());
+        for node in state.nodes.values() {
+            let Some(tunnel) = node.tunnel_address() else {
+                continue;
+            };
+            if node.name == state.node_name {
+                continue;
+            }
+            for cidr in &node.pod_cidrs {
+                if facts.can_lead_away(cidr, tunnel) {
+                    remote.insert(*cidr);
+                } else {
+                    refused.insert((*cidr, node.name.clone()));
+                }
+            }
+        }
+        Some(Self {
+            facts,
+            remote,
+            refused,
+        })
     }
 }
 
@@ -163,6 +187,19 @@ impl NodeSetup {
     ) -> Result<Option<NodeNetwork>> {
         if self.done.as_ref().is_some_and(|(done, _)| *done == wanted) {
             return Ok(None);
+        }
+        for (cidr, node) in &wanted.refused {
+            if !self
+                .done
+                .as_ref()
+                .is_some_and(|(done, _)| done.refused.contains(&(*cidr, node.clone())))
+            {
+                warn!(
+                    node, %cidr,
+                    "a Node's pod network holds node addresses, pods of this node or no pods at \
+                     all; it gets no route. Correct its spec.podCIDRs"
+                );
+            }
         }
         let known_address = self.done.take().map(|(done, _)| done.facts.address);
         wanted.facts.store(&self.path)?;
@@ -287,6 +324,35 @@ mod tests {
             other
         );
         assert_eq!(Wanted::of(&ClusterState::default(), None), None);
+    }
+
+    #[test]
+    fn no_route_leads_away_what_is_not_the_other_nodes() {
+        let mut state = ClusterState {
+            node_name: "a".to_owned(),
+            nodes: [node("a", "172.30.0.2", "10.244.0.0/24")].into(),
+            ..ClusterState::default()
+        };
+        let cases = [
+            ("0.0.0.0/0", false),
+            ("172.30.0.0/16", false),
+            ("172.31.0.0/16", false),
+            ("10.244.0.0/24", false),
+            ("10.244.0.5/32", false),
+            ("127.0.0.0/8", false),
+            ("224.0.0.0/4", false),
+            ("10.244.0.0/16", true),
+            ("10.244.1.0/24", true),
+        ];
+        for (cidr, good) in cases {
+            state.nodes.extend([node("b", "172.31.0.3", cidr)]);
+            let wanted = Wanted::of(&state, None).expect("known");
+            assert_eq!(
+                (wanted.remote.len(), wanted.refused.len()),
+                if good { (1, 0) } else { (0, 1) },
+                "{cidr}"
+            );
+        }
     }
 
     #[test]
