@@ -85,9 +85,10 @@ pub struct Applied {
     pub complete: bool,
     /// Whether the maps are as they should be.
     pub clean: bool,
-    /// The host's interfaces of endpoints whose policy set is in the maps.
+    /// The host's interfaces of endpoints whose policy set is in the maps, by name and index: the
+    /// same container may be added again.
     #[serde(skip)]
-    pub ready: BTreeSet<String>,
+    pub ready: BTreeSet<(String, u32)>,
     /// When changes were last applied without a failure.
     #[serde(serialize_with = "crate::watch::unix_seconds")]
     pub at: Option<SystemTime>,
@@ -101,6 +102,14 @@ pub struct Applied {
     pub failures: u64,
     /// The last failure; absent when the last attempt succeeded.
     pub error: Option<String>,
+}
+
+impl Applied {
+    /// Whether the policy set of this very interface is in the maps.
+    pub fn is_ready(&self, record: &Record) -> bool {
+        let interface = (record.interface.clone(), record.ifindex);
+        self.ready.contains(&interface)
+    }
 }
 
 impl Shared {
@@ -270,8 +279,14 @@ impl Reconciler {
     async fn once(&mut self) -> Result<()> {
         let started = Instant::now();
         let synced = self.shared.cluster.synced();
-        if synced {
-            self.set_up_node().await?;
+        // Policies do not wait for a route that cannot be set: its failure counts at the end.
+        let mut network = if synced {
+            self.set_up_node().await
+        } else {
+            Ok(())
+        };
+        if self.shared.node.borrow().is_none() {
+            std::mem::replace(&mut network, Ok(()))?;
         }
         let endpoints = self.shared.endpoints.for_compiler();
         let records = self.shared.endpoints.all();
@@ -293,7 +308,7 @@ impl Reconciler {
         let ready = self.ready(&records);
         self.shared.applied.send_modify(|applied| {
             applied.complete |= synced;
-            applied.clean = true;
+            applied.clean = network.is_ok();
             applied.ready = ready;
             applied.error = None;
             if entries > 0 {
@@ -306,7 +321,7 @@ impl Reconciler {
         if entries > 0 {
             debug!(entries, elapsed = ?started.elapsed(), "applied");
         }
-        Ok(())
+        network
     }
 
     fn apply(&self, desired: Option<Desired>, records: &[Record]) -> Result<usize> {
@@ -440,7 +455,7 @@ impl Reconciler {
         Ok(())
     }
 
-    fn ready(&self, records: &[Record]) -> BTreeSet<String> {
+    fn ready(&self, records: &[Record]) -> BTreeSet<(String, u32)> {
         let maps = self.shared.maps();
         let programmed = |record: &&Record| {
             record.addresses.iter().all(|address| {
@@ -457,7 +472,7 @@ impl Reconciler {
         records
             .iter()
             .filter(programmed)
-            .map(|record| record.interface.clone())
+            .map(|record| (record.interface.clone(), record.ifindex))
             .collect()
     }
 }
@@ -511,6 +526,20 @@ mod tests {
 
     use super::*;
     use crate::endpoints::tests::record;
+
+    #[test]
+    fn an_interface_that_was_made_again_is_not_ready_yet() {
+        let applied = Applied {
+            ready: [(record(1).interface, record(1).ifindex)].into(),
+            ..Applied::default()
+        };
+        assert!(applied.is_ready(&record(1)));
+        let again = Record {
+            ifindex: 99,
+            ..record(1)
+        };
+        assert!(!applied.is_ready(&again));
+    }
 
     #[test]
     fn no_epoch_is_ever_zero() {

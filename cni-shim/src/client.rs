@@ -54,6 +54,11 @@ pub enum CallError {
 }
 
 impl CallError {
+    /// Whether an agent took the request and said nothing for as long as it may.
+    fn is_silence(&self) -> bool {
+        matches!(self, CallError::Answer { source, .. } if source.kind() == io::ErrorKind::TimedOut)
+    }
+
     /// The error for the runtime.
     pub fn into_cni(self, command: Command) -> CniError {
         if let CallError::Protocol { source, .. } = self {
@@ -106,9 +111,10 @@ pub fn delete(request: &Request, socket: &Path, queue: &Queue) -> Response {
         )
         .with_details(format!("{unreachable}; {error}"))
     })?;
-    // Only a refused connection says that an agent may have come up since; one that does not answer
-    // would not answer now either, and replays the queue when it restarts.
-    if matches!(unreachable, CallError::Connect { .. })
+    // Where nobody listens, or an agent died over the answer, another one may have come up since and
+    // looked at the queue too early. One that is silent would not answer now either, and replays the
+    // queue when it restarts.
+    if !unreachable.is_silence()
         && let Ok(response) = call(socket, request)
     {
         // Should the file stay, the agent repeats a DEL, which is harmless.
@@ -324,6 +330,29 @@ mod tests {
         assert_eq!(delete(&request(Command::Del), &socket, &queue), Ok(None));
         agent.join().unwrap();
         assert!(queue.entries().unwrap().is_empty());
+    }
+
+    #[test]
+    fn del_that_an_agent_died_over_goes_to_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let queue = Queue::new(dir.path().join("queue"));
+        let listener = UnixListener::bind(&socket).unwrap();
+        let agents = thread::spawn(move || {
+            let answer = protocol::encode_response(&Ok(None)).unwrap();
+            for answer in [&b""[..], &answer] {
+                let (stream, _) = listener.accept().unwrap();
+                let mut line = Vec::new();
+                BufReader::new(&stream)
+                    .read_until(b'\n', &mut line)
+                    .unwrap();
+                (&stream).write_all(answer).unwrap();
+            }
+        });
+        assert_eq!(delete(&request(Command::Del), &socket, &queue), Ok(None));
+        // Before the join, which would wait for a second attempt that is not made.
+        assert!(queue.entries().unwrap().is_empty());
+        agents.join().unwrap();
     }
 
     #[test]

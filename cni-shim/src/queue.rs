@@ -14,7 +14,8 @@
 //! the socket's backlog until the replay is done.
 //!
 //! A file appears complete or not at all (written aside, synced, renamed), and repeating a DEL
-//! replaces its file instead of adding one.
+//! replaces its file instead of adding one. An ADD makes a DEL of the same attachment that still
+//! waits a thing of the past: the agent forgets it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -123,6 +124,15 @@ impl Queue {
                 path,
             })
             .collect())
+    }
+
+    /// Forgets the waiting DEL of this request's attachment, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// When its file cannot be removed.
+    pub fn forget(&self, request: &Request) -> Result<(), QueueError> {
+        self.remove(&self.dir.join(file_name(request)))
     }
 
     /// Forgets a DEL that has been done. Already gone is fine.
@@ -242,6 +252,23 @@ mod tests {
         }
         assert!(queue.entries().unwrap().is_empty());
         assert_eq!(fs::read_dir(dir.path().join("a/b")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_add_forgets_the_waiting_del_of_its_attachment_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = Queue::new(dir.path());
+        let add = |id: &str, ifname: &str| Request {
+            command: Command::Add,
+            netns: Some("/n".into()),
+            ..del(id, ifname)
+        };
+        queue.push(&del("c1", "eth0")).unwrap();
+        queue.forget(&add("c1", "eth1")).unwrap();
+        queue.forget(&add("c2", "eth0")).unwrap();
+        assert_eq!(queue.entries().unwrap().len(), 1);
+        queue.forget(&add("c1", "eth0")).unwrap();
+        assert!(queue.entries().unwrap().is_empty());
     }
 
     #[test]

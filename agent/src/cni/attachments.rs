@@ -23,6 +23,7 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 use weft_cni::error::{CniError, code};
 use weft_cni::protocol::{Request, Response};
+use weft_cni::queue::Queue;
 use weft_cni::result::{CniResult, Interface, IpConfig, Route};
 
 use super::locks::Locks;
@@ -97,6 +98,13 @@ impl Attachments {
             .with_details("call DEL before a second ADD"));
         }
 
+        // A DEL of this container that still waits would take down what comes now.
+        Queue::new(self.shared.config.cni_queue())
+            .forget(request)
+            .map_err(|error| {
+                CniError::new(code::IO, "cannot forget an earlier DEL of this container")
+                    .with_details(error.to_string())
+            })?;
         let record = match self.plumb(request, &owner, &pair, &netns, &network).await {
             Ok(record) => record,
             Err(error) => {
@@ -266,7 +274,7 @@ impl Attachments {
             READY_TIMEOUT_OFFLINE
         };
         let mut applied = self.shared.applied.subscribe();
-        let ready = applied.wait_for(|applied| applied.ready.contains(&record.interface));
+        let ready = applied.wait_for(|applied| applied.is_ready(record));
         let outcome = timeout(patience, ready).await.map(drop);
         if outcome.is_err() {
             let error = self.shared.applied.borrow().error.clone();

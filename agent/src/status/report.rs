@@ -58,7 +58,7 @@ fn status(shared: &Shared) -> Value {
     let endpoints = shared.endpoints.all();
     let ready = endpoints
         .iter()
-        .filter(|record| applied.ready.contains(&record.interface))
+        .filter(|record| applied.is_ready(record))
         .count();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -102,7 +102,7 @@ struct EndpointReport {
 }
 
 fn endpoints(shared: &Shared) -> Vec<EndpointReport> {
-    let applied = shared.applied.borrow().ready.clone();
+    let applied = shared.applied.borrow().clone();
     let maps = shared.maps();
     let reports = shared.endpoints.all().into_iter().map(|record| {
         let entry = record
@@ -112,7 +112,7 @@ fn endpoints(shared: &Shared) -> Vec<EndpointReport> {
             .unwrap_or_default();
         EndpointReport {
             pod: record.endpoint().pod.to_string(),
-            ready: applied.contains(&record.interface),
+            ready: applied.is_ready(&record),
             mac: record.mac.map(|byte| format!("{byte:02x}")).join(":"),
             addresses: record.addresses,
             interface: record.interface,
