@@ -285,6 +285,29 @@ impl Lab {
             .expect("to_container runs")
     }
 
+    /// Whether this kernel lets a test run say through which interface a packet came; 5.10 does not.
+    /// Says so when it does not: what needs it is skipped.
+    pub fn takes_ingress(&mut self, pod: &LocalPod) -> bool {
+        let context = Context {
+            ifindex: self.interface(pod),
+            // An interface that nobody has: the packet is dropped and leaves no flow.
+            ingress_ifindex: 77,
+            ..Context::default()
+        };
+        let packet = Packet::new(
+            pod.address,
+            pod.address,
+            super::bytes::Payload::echo(true, 1),
+        );
+        let takes = self
+            .run("to_container", context, &packet.to_bytes())
+            .is_ok();
+        if !takes {
+            println!("skipped: this kernel's BPF_PROG_TEST_RUN takes no ingress_ifindex");
+        }
+        takes
+    }
+
     /// Nanoseconds per run of a program over the same packet.
     ///
     /// # Errors
