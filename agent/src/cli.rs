@@ -73,6 +73,11 @@ pub struct RunArgs {
     /// This node's underlay address; by default the InternalIP of its Node object.
     #[arg(long, env = "WEFT_NODE_ADDRESS")]
     pub node_address: Option<IpAddr>,
+    /// Seconds after which a watch is asked for again, so that a connection that died in silence is
+    /// found out: until then the node does not follow the cluster.
+    #[arg(long, env = "WEFT_WATCH_TIMEOUT", default_value_t = 60,
+        value_parser = clap::value_parser!(u32).range(1..=240))]
+    pub watch_timeout: u32,
     /// How programs are attached to interfaces.
     #[arg(long, env = "WEFT_ATTACH", value_enum, default_value_t = AttachMode::Auto)]
     pub attach: AttachMode,

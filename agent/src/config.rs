@@ -38,6 +38,8 @@ pub struct Config {
     pub trace: bool,
     /// This node's underlay address, if given.
     pub node_address: Option<Ipv4Addr>,
+    /// How long one request of a watch lasts, in seconds.
+    pub watch_timeout: u32,
     /// How programs are attached.
     pub attach: AttachMode,
     /// Capacities of maps that differ from the ELF's, by map name.
@@ -126,6 +128,7 @@ impl Config {
             mtu: args.mtu,
             trace: args.trace,
             node_address,
+            watch_timeout: args.watch_timeout,
             attach: args.attach,
             capacities,
         })

@@ -42,6 +42,8 @@ use crate::watch::Cluster;
 
 /// How long a new agent waits for an old one to end.
 const TAKEOVER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much longer than a watch the API may be silent before its connection counts as dead.
+const SILENCE_MARGIN: Duration = Duration::from_secs(15);
 /// How long the end waits for CNI requests that are being served.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -156,7 +158,7 @@ async fn lock(path: &Path) -> Result<Flock<File>> {
 }
 
 async fn connect(config: &Config) -> Result<kube::Client> {
-    let kube_config = match &config.kubeconfig {
+    let mut kube_config = match &config.kubeconfig {
         Some(path) => {
             let context = || format!("--kubeconfig {}", path.display());
             let kubeconfig = Kubeconfig::read_from(path).with_context(context)?;
@@ -167,6 +169,11 @@ async fn connect(config: &Config) -> Result<kube::Client> {
         None => kube::Config::incluster()
             .context("no --kubeconfig, and no service account of a pod either")?,
     };
+    // A list has no timeout of its own. One that is never answered, or a watch whose peer vanished
+    // without a word, would leave the node with what it knew, for ever.
+    let silence = Duration::from_secs(config.watch_timeout.into()) + SILENCE_MARGIN;
+    kube_config.read_timeout = Some(silence);
+    kube_config.reset_reader_on_write = true;
     info!(api = %kube_config.cluster_url, "using the Kubernetes API");
     kube::Client::try_from(kube_config).context("cannot make a client of the Kubernetes API")
 }
@@ -227,7 +234,8 @@ impl Agent {
 
         let mut tasks = JoinSet::new();
         let requests = TaskTracker::new();
-        shared.cluster.start(client, &mut tasks);
+        let timeout = shared.config.watch_timeout;
+        shared.cluster.start(client, timeout, &mut tasks);
         tasks.spawn(Reconciler::new(shared.clone(), node)?.run());
         tasks.spawn(read_events(events, shared.clone(), drops.clone()));
         if let Some(traces) = traces {

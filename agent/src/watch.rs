@@ -123,9 +123,9 @@ impl Cluster {
         })
     }
 
-    /// Starts the watches. They end with the set.
-    pub fn start(self: &Arc<Self>, client: &Client, tasks: &mut JoinSet<()>) {
-        let plain = watcher::Config::default;
+    /// Starts the watches, whose requests last this many seconds each. They end with the set.
+    pub fn start(self: &Arc<Self>, client: &Client, timeout: u32, tasks: &mut JoinSet<()>) {
+        let plain = || watcher::Config::default().timeout(timeout);
         tasks.spawn(run(
             self.clone(),
             Api::<DeserializeGuard<Node>>::all(client.clone()),
