@@ -14,6 +14,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use futures::TryStreamExt as _;
+use rtnetlink::packet_route::address::AddressAttribute;
 use weft_tests::netns::Netns;
 use weft_tests::playground::cni::{Attachment, Network, Runtime};
 use weft_tests::playground::{PATIENCE, Playground, cleanup, network, wait};
@@ -434,6 +436,85 @@ fn nodes_that_make_no_sense_cut_nobody_off() {
     let db_only = ["connect", "tcp", &target, "--timeout", "1"];
     let from_host = playground.exec_host("node1", &db_only).unwrap();
     assert!(from_host.status.success(), "{from_host:?}");
+}
+
+/// Gives a node another address, as an operator does with a running machine: what goes on over the
+/// old one ends without a word.
+fn readdress(playground: &Playground, name: &str, new: IpAddr) -> Result<()> {
+    let node = playground.node(name)?;
+    let old = IpAddr::from(node.address);
+    // Otherwise the new address goes with the old one, which is of the same network.
+    node.netns
+        .sysctl("net/ipv4/conf/all/promote_secondaries", "1")?;
+    node.netns.run_async(|| async {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        let connection = tokio::spawn(connection);
+        let index = nix::net::if_::if_nametoindex("eth0")?;
+        handle.address().add(index, new, 16).execute().await?;
+        let all: Vec<_> = handle.address().get().execute().try_collect().await?;
+        for message in all {
+            let is_old = |attribute: &AddressAttribute| {
+                matches!(attribute, AddressAttribute::Local(address) if *address == old)
+            };
+            if message.attributes.iter().any(is_old) {
+                handle.address().del(message).execute().await?;
+            }
+        }
+        connection.abort();
+        anyhow::Ok(())
+    })??;
+    let mut status = node.status();
+    let addresses = status["status"]["addresses"].as_array_mut();
+    for address in addresses.context("no addresses")? {
+        if address["type"] == "InternalIP" {
+            address["address"] = new.to_string().into();
+        }
+    }
+    let api: kube::Api<k8s_openapi::api::core::v1::Node> = kube::Api::all(playground.client());
+    let patch = kube::api::Patch::Merge(status);
+    playground.block_on(api.patch_status(name, &kube::api::PatchParams::default(), &patch))?;
+    Ok(())
+}
+
+#[test]
+fn a_node_with_another_address_is_found_and_follows_the_cluster_again() {
+    let playground = Playground::builder()
+        .name("moved")
+        .nodes(2)
+        .agent_flags(&["--watch-timeout", "2"])
+        .start()
+        .unwrap();
+    playground.apply(PODS).unwrap();
+    playground.wait_all_ready("shop").unwrap();
+    let db = playground.wait_pod_ready("shop", "db").unwrap();
+    let far = playground.wait_pod_ready("shop", "far").unwrap();
+    readdress(&playground, "node2", [172, 30, 0, 77].into()).unwrap();
+    let target = SocketAddr::new(db, 5432).to_string();
+    let wait_open = |open: bool| {
+        wait(&format!("open is {open}"), PATIENCE, || {
+            let args = ["connect", "tcp", &target, "--timeout", "0.5"];
+            let reached = playground.exec("shop", "far", &args)?.status.success();
+            ensure!(reached == open, "{reached}");
+            Ok(())
+        })
+        .unwrap();
+    };
+    wait_open(true);
+    wait("the node reaches its own pod", PATIENCE, || {
+        let output = playground.exec_host("node2", &["ping", &far.to_string()])?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(())
+    })
+    .unwrap();
+    // This node's agent is the one that must hear of it.
+    let shut = r#"
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: { name: shut, namespace: shop }
+spec: { podSelector: { matchLabels: { app: client } }, policyTypes: [Egress] }
+"#;
+    playground.apply(shut).unwrap();
+    wait_open(false);
 }
 
 /// What the runtime believes to run: container and address, of all workers.
