@@ -468,7 +468,7 @@ fn node_ports(service: &Value) -> impl Iterator<Item = u16> {
 mod tests {
     use super::*;
 
-    fn service(name: &str, spec: Value) -> Value {
+    fn service(name: &str, spec: &Value) -> Value {
         json!({ "metadata": { "namespace": "a", "name": name }, "spec": spec })
     }
 
@@ -486,20 +486,20 @@ mod tests {
     #[test]
     fn addresses_are_unique_and_come_back() {
         let mut all = Allocations::new(ServiceRanges::default());
-        let mut a = service("a", json!({ "type": "ClusterIP" }));
-        let mut b = service("b", json!({ "type": "ClusterIP" }));
+        let mut a = service("a", &json!({ "type": "ClusterIP" }));
+        let mut b = service("b", &json!({ "type": "ClusterIP" }));
         all.allocate(&mut a, None).unwrap();
         all.allocate(&mut b, None).unwrap();
         assert_ne!(a["spec"]["clusterIP"], b["spec"]["clusterIP"]);
         assert_eq!(a["spec"]["ipFamilies"], json!(["IPv4"]));
         let mut taken = service(
             "c",
-            json!({ "type": "ClusterIP", "clusterIP": a["spec"]["clusterIP"] }),
+            &json!({ "type": "ClusterIP", "clusterIP": a["spec"]["clusterIP"] }),
         );
         assert!(all.allocate(&mut taken, None).is_err());
         all.release(&a);
         assert!(all.allocate(&mut taken, None).is_ok());
-        let mut outside = service("d", json!({ "type": "ClusterIP", "clusterIP": "1.2.3.4" }));
+        let mut outside = service("d", &json!({ "type": "ClusterIP", "clusterIP": "1.2.3.4" }));
         assert!(all.allocate(&mut outside, None).is_err());
     }
 
@@ -512,12 +512,12 @@ mod tests {
         });
         let mut seen = BTreeSet::new();
         for n in 0..6 {
-            let mut s = service(&n.to_string(), json!({ "type": "ClusterIP" }));
+            let mut s = service(&n.to_string(), &json!({ "type": "ClusterIP" }));
             all.allocate(&mut s, None).unwrap();
             assert!(seen.insert(s["spec"]["clusterIP"].to_string()));
         }
         assert!(
-            all.allocate(&mut service("x", json!({ "type": "ClusterIP" })), None)
+            all.allocate(&mut service("x", &json!({ "type": "ClusterIP" })), None)
                 .is_err()
         );
     }
@@ -525,17 +525,17 @@ mod tests {
     #[test]
     fn headless_and_dual_stack() {
         let mut all = dual();
-        let mut headless = service("h", json!({ "type": "ClusterIP", "clusterIP": "None" }));
+        let mut headless = service("h", &json!({ "type": "ClusterIP", "clusterIP": "None" }));
         all.allocate(&mut headless, None).unwrap();
         assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
         let mut both = service(
             "b",
-            json!({ "type": "ClusterIP", "ipFamilyPolicy": "PreferDualStack" }),
+            &json!({ "type": "ClusterIP", "ipFamilyPolicy": "PreferDualStack" }),
         );
         all.allocate(&mut both, None).unwrap();
         assert_eq!(both["spec"]["ipFamilies"], json!(["IPv4", "IPv6"]));
         assert_eq!(both["spec"]["clusterIPs"].as_array().unwrap().len(), 2);
-        let mut six = service("s", json!({ "type": "ClusterIP", "ipFamilies": ["IPv6"] }));
+        let mut six = service("s", &json!({ "type": "ClusterIP", "ipFamilies": ["IPv6"] }));
         all.allocate(&mut six, None).unwrap();
         assert!(text(&six, "/spec/clusterIP").starts_with("fd00::"));
     }
@@ -544,20 +544,20 @@ mod tests {
     fn node_ports_stay_over_updates_and_come_back() {
         let mut all = dual();
         let ports = json!([{ "port": 80, "protocol": "TCP" }]);
-        let mut a = service("a", json!({ "type": "NodePort", "ports": ports }));
+        let mut a = service("a", &json!({ "type": "NodePort", "ports": ports }));
         all.allocate(&mut a, None).unwrap();
         let number = a["spec"]["ports"][0]["nodePort"].clone();
         assert!(number.is_u64());
-        let mut again = service("a", json!({ "type": "NodePort", "ports": ports }));
+        let mut again = service("a", &json!({ "type": "NodePort", "ports": ports }));
         all.allocate(&mut again, Some(&a)).unwrap();
         assert_eq!(again["spec"]["ports"][0]["nodePort"], number);
         assert_eq!(again["spec"]["clusterIP"], a["spec"]["clusterIP"]);
         let mut asked = service(
             "b",
-            json!({ "type": "NodePort", "ports": [{ "port": 80, "protocol": "TCP", "nodePort": number }] }),
+            &json!({ "type": "NodePort", "ports": [{ "port": 80, "protocol": "TCP", "nodePort": number }] }),
         );
         assert!(all.allocate(&mut asked, None).is_err());
-        let mut inner = service("a", json!({ "type": "ClusterIP", "ports": ports }));
+        let mut inner = service("a", &json!({ "type": "ClusterIP", "ports": ports }));
         all.allocate(&mut inner, Some(&again)).unwrap();
         assert!(all.allocate(&mut asked, None).is_ok());
     }
