@@ -73,7 +73,10 @@ pub fn boot(image: &Path, initramfs: &Path, log: &Path) -> Result<()> {
             "-accel",
             "tcg,thread=multi",
             "-cpu",
-            "max",
+            // QEMU 7.2 leaves rubbish in the upper flags after cmpxchg16b (a console showed
+            // `EFLAGS: 8ef2b7c2`), and the next interrupt is a double fault. Without the
+            // instruction kernels allocate another way.
+            "max,-cx16",
             "-smp",
             "2",
             "-m",
