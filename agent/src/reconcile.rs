@@ -25,7 +25,7 @@ use weft_abi::config::Config as DatapathConfig;
 use weft_abi::endpoint::Endpoint;
 use weft_core::compile::{Compiler, Desired};
 use weft_core::contents::Contents;
-use weft_core::diff::{Changes, diff};
+use weft_core::diff::{Changes, Step, diff};
 use weft_core::family::{Address, underlay};
 
 use crate::backoff::Backoff;
@@ -159,7 +159,8 @@ impl Maps {
             return Err(error);
         }
         if complete && self.stale {
-            if changes.is_empty() {
+            // Deletes of policies alone, what such an end most likely leaves to do, bring none.
+            if !changes.steps.contains(&Step::BumpEpoch) {
                 let epoch = next_epoch(self.config.epoch);
                 self.set_config(DatapathConfig {
                     epoch,
