@@ -19,7 +19,6 @@ mod service;
 mod slice;
 #[cfg(test)]
 mod tests;
-mod trim;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -29,7 +28,6 @@ pub use self::{
     policy::network_policy,
     service::service,
     slice::endpoint_slice,
-    trim::Trim,
 };
 use crate::model::{ObjectKey, Protocol, Warning};
 

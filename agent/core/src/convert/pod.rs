@@ -8,7 +8,7 @@ use super::{Context, ConvertError, Converted, net};
 use crate::model::{Namespace, Pod, PortName};
 
 /// Annotation of a static pod's mirror: the UID that the kubelet knows the pod by.
-pub(super) const STATIC_UID: &str = "kubernetes.io/config.hash";
+const STATIC_UID: &str = "kubernetes.io/config.hash";
 /// The label by which namespaces are selected by name.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 

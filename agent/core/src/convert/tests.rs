@@ -234,7 +234,7 @@ fn pods() {
             "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}, {"ip": "nonsense"}],
         },
     });
-    let mut raw: k8s_openapi::api::core::v1::Pod = object(full);
+    let raw: k8s_openapi::api::core::v1::Pod = object(full);
     let converted = pod(&raw).expect("it has a name");
     let pod_object = &converted.object;
     assert_eq!(pod_object.key.to_string(), "shop/web-0");
@@ -254,10 +254,6 @@ fn pods() {
     assert_eq!(port("once", Protocol::Tcp), None);
     assert_eq!(converted.warnings.len(), 2, "{:?}", converted.warnings);
 
-    raw.trim();
-    assert_eq!(pod(&raw), Ok(converted));
-    assert!(raw.metadata.managed_fields.is_none());
-
     let phase = |phase: &str| {
         let raw = object(json!({
             "metadata": {"namespace": "a", "name": "b"}, "status": {"phase": phase},
@@ -271,11 +267,8 @@ fn pods() {
 fn services() {
     let convert = |labels: Value, spec: Value| {
         let meta = json!({"namespace": "shop", "name": "web", "labels": labels});
-        let mut raw = object(json!({"metadata": meta, "spec": spec}));
-        let converted = service(&raw).expect("it has a name");
-        raw.trim();
-        assert_eq!(service(&raw).as_ref(), Ok(&converted));
-        converted
+        let raw = object(json!({"metadata": meta, "spec": spec}));
+        service(&raw).expect("it has a name")
     };
     let ips = json!({
         "clusterIP": "10.96.0.1",
@@ -312,16 +305,13 @@ fn services() {
 #[test]
 fn endpoint_slices() {
     let convert = |labels: Value, family: &str, endpoints: Value| {
-        let mut raw = object(json!({
+        let raw = object(json!({
             "metadata": {"namespace": "shop", "name": "web-x", "labels": labels},
             "addressType": family,
             "ports": [{"port": 80}, {"name": "all"}, {"name": "dns", "port": 53, "protocol": "UDP"}],
             "endpoints": endpoints,
         }));
-        let converted = endpoint_slice(&raw).expect("it has a name");
-        raw.trim();
-        assert_eq!(endpoint_slice(&raw).as_ref(), Ok(&converted));
-        converted
+        endpoint_slice(&raw).expect("it has a name")
     };
     let web = json!({"kubernetes.io/service-name": "web"});
     let endpoints = json!([
@@ -372,7 +362,7 @@ fn endpoint_slices() {
 
 #[test]
 fn nodes_and_namespaces() {
-    let mut raw = object(json!({
+    let raw = object(json!({
         "metadata": {"name": "node0", "labels": {"zone": "a"}},
         "spec": {"podCIDR": "10.0.0.1/24", "podCIDRs": ["10.0.0.1/24", "fd00::/64", "10.1.0.0/24"]},
         "status": {"addresses": [
@@ -384,8 +374,6 @@ fn nodes_and_namespaces() {
         ]},
     }));
     let converted = node(&raw).expect("it has a name");
-    raw.trim();
-    assert_eq!(node(&raw).as_ref(), Ok(&converted));
     let Converted {
         object: node0,
         warnings,
