@@ -5,6 +5,7 @@ pub mod api;
 pub mod bench;
 pub mod controllers;
 pub mod demo;
+mod interrupt;
 pub mod netns;
 pub mod packet;
 pub mod playground;

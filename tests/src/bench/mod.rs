@@ -29,7 +29,7 @@ use self::load::{Cpus, Workload};
 use self::programs::Runs;
 use self::report::{Measurement, ProgramCost, Report};
 use self::statistics::Summary;
-use crate::demo::interrupt::Interrupt;
+use crate::interrupt::Interrupt;
 
 /// What to measure, and for how long.
 #[derive(Args, Clone, Debug)]

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
 
-use super::interrupt::Interrupt;
+use crate::interrupt::Interrupt;
 use crate::playground::{PATIENCE, Playground, wait};
 
 /// A manifest: where it is in the repository, and what it says.

@@ -7,9 +7,9 @@ use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
 use super::app::Application;
-use super::interrupt::Interrupt;
 use super::table::{Align, Cell, Table};
 use super::terminal::{Style, Terminal};
+use crate::interrupt::Interrupt;
 use crate::playground::{PATIENCE, Playground, wait};
 
 /// How many lines of the table are shown.

@@ -16,11 +16,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdout, setsid};
 
-use super::interrupt::Interrupt;
 use super::inventory::Inventory;
 use super::story::Story;
 use super::terminal::Terminal;
 use super::{INTERRUPTED, inside, interrupted, make, verdict};
+use crate::interrupt::Interrupt;
 use crate::playground::{Binaries, PATIENCE, Playground, cleanup, wait};
 
 /// What the background process says when the cluster is there to stay.

@@ -14,9 +14,9 @@ use anyhow::{Context as _, Result, anyhow};
 use super::app::{
     API, Application, DATABASE, FRONTEND, NAMESERVER, PROMETHEUS, RunningPod, VISITOR, Workload,
 };
-use super::interrupt::Interrupt;
 use super::table::{Align, Cell, Table};
 use super::terminal::{Style, Terminal};
+use crate::interrupt::Interrupt;
 use crate::playground::{PATIENCE, Playground, wait};
 
 /// How many attempts run at a time: most of them wait for an answer that does not come.

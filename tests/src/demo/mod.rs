@@ -16,17 +16,16 @@ use anyhow::{Result, bail};
 use clap::Args;
 use nix::unistd::geteuid;
 
-use self::interrupt::Interrupt;
 use self::inventory::Inventory;
 use self::story::Story;
 use self::terminal::Terminal;
+use crate::interrupt::Interrupt;
 use crate::playground::{Playground, cleanup};
 
 mod app;
 mod balance;
 mod drops;
 mod inside;
-pub(crate) mod interrupt;
 mod inventory;
 mod keep;
 mod matrix;

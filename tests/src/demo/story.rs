@@ -8,10 +8,10 @@ use super::app::{APPLICATION, Application, Manifest, POLICIES};
 use super::balance::Balance;
 use super::drops::Drops;
 use super::inside;
-use super::interrupt::Interrupt;
 use super::matrix::{Matrix, Walls};
 use super::outage::Traffic;
 use super::terminal::Terminal;
+use crate::interrupt::Interrupt;
 use crate::playground::Playground;
 
 /// A story being told.
