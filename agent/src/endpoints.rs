@@ -55,6 +55,9 @@ impl Record {
             ips: self.addresses.clone(),
             ifindex: self.ifindex,
             mac: self.mac,
+            host_ports: Vec::new(),
+            egress_limit: None,
+            ingress_limit: None,
         }
     }
 }

@@ -359,6 +359,9 @@ impl Reconciler {
             node_address: underlay(network.facts.address),
             vni: overlay::VNI,
             ticks_per_second: self.ticks_per_second,
+            overlay_mtu: network.mtu,
+            overlay_port: overlay::PORT,
+            ..DatapathConfig::default()
         };
         if wanted != maps.config || wanted.epoch == 0 {
             let epoch = next_epoch(wanted.epoch);
@@ -563,7 +566,7 @@ mod tests {
             identity: 3,
             mac: record(1).mac,
             enforce: ENFORCE_INGRESS,
-            reserved: 0,
+            limits: 0,
         };
         let mut current = Contents::default();
         current

@@ -36,7 +36,7 @@ struct Bpffs {
 impl Bpffs {
     fn options(&self) -> Options {
         Options {
-            map_dir: self.root.join("weft/v1"),
+            map_dir: self.root.join("weft/v2"),
             // What is preallocated is kept small.
             capacities: BTreeMap::from([("flows4", 64), ("flows6", 64), ("endpoints4", 2)]),
             trace: false,

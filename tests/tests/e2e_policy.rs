@@ -358,7 +358,7 @@ fn bpftool_prints_every_pinned_map_with_named_fields() {
     );
     playground.apply(&deny).unwrap();
     wait_reached_by(&playground, &[]);
-    let pins = playground.node("node1").unwrap().bpf_dir().join("weft/v1");
+    let pins = playground.node("node1").unwrap().bpf_dir().join("weft/v2");
     for (map, field) in [
         ("config", "epoch"),
         ("flows4", "last_seen"),

@@ -4,7 +4,7 @@
 //! behind it handles a string that still has to be parsed. Only what some decision needs is kept.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, Ipv4Addr},
 };
@@ -342,6 +342,34 @@ pub struct LocalEndpoint {
     pub ifindex: u32,
     /// MAC address of the pod's interface.
     pub mac: [u8; 6],
+    /// Ports of this node that lead to the pod.
+    pub host_ports: Vec<HostPort>,
+    /// What the pod may send.
+    pub egress_limit: Option<Limit>,
+    /// What the pod may receive.
+    pub ingress_limit: Option<Limit>,
+}
+
+/// A port of this node that leads to a pod (`hostPort`), as the runtime asked for it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostPort {
+    /// The address of the node that has the port; `None`: every address, of both families.
+    pub host_ip: Option<IpAddr>,
+    /// The port on the node.
+    pub host_port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// The pod's port.
+    pub container_port: u16,
+}
+
+/// A limit of bandwidth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Limit {
+    /// Bytes per second; never 0.
+    pub bytes_per_second: u64,
+    /// Bytes that may pass at once after a pause.
+    pub burst: u64,
 }
 
 impl LocalEndpoint {
@@ -356,11 +384,35 @@ impl LocalEndpoint {
     }
 }
 
+/// How packets get to the pods of other nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Routing {
+    /// Through the overlay.
+    #[default]
+    Vxlan,
+    /// By the node's own routes.
+    Native,
+}
+
+/// What the operator decided for this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// How packets get to the pods of other nodes.
+    pub routing: Routing,
+    /// Networks that pods talk to with their own addresses, besides those of pods and nodes.
+    pub non_masquerade: Vec<IpNet>,
+}
+
 /// Everything the compiler reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClusterState {
     /// The name of this node.
     pub node_name: String,
+    /// What the operator decided.
+    pub settings: Settings,
+    /// Every unicast address of this node's interfaces that is not of one link only, whether the
+    /// Node object tells it or not; none of its pods' addresses.
+    pub own_addresses: BTreeSet<IpAddr>,
     /// All nodes.
     pub nodes: BTreeMap<String, Node>,
     /// All namespaces.

@@ -2,7 +2,15 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::addr::Addr6;
+use crate::addr::{Addr4, Addr6};
+
+/// [`Config::flags`]: pods that talk to the outside over IPv4 do so with their node's address.
+pub const CONFIG_MASQUERADE_V4: u16 = 1;
+/// [`Config::flags`]: the same for IPv6.
+pub const CONFIG_MASQUERADE_V6: u16 = 2;
+/// [`Config::flags`]: the uplinks' queueing discipline sends packets at their departure time (`fq`),
+/// so that limits on what pods send delay packets instead of dropping them.
+pub const CONFIG_DEPARTURE_TIME: u16 = 4;
 
 /// The one value of the `config` map.
 #[repr(C)]
@@ -22,4 +30,35 @@ pub struct Config {
     pub vni: u32,
     /// Kernel ticks (jiffies) per second: the unit of every `last_seen`.
     pub ticks_per_second: u32,
+    /// The largest packet that the overlay takes, IP header included, in bytes.
+    pub overlay_mtu: u32,
+    /// UDP port of the overlay.
+    pub overlay_port: u16,
+    /// `CONFIG_` bits.
+    pub flags: u16,
+    /// The first source port that masquerading gives out.
+    pub masquerade_first: u16,
+    /// How many it gives out, from there on.
+    pub masquerade_ports: u16,
+    /// Zero.
+    pub reserved: u32,
+    /// The cookie of the network namespace that the agent is in: the socket programs change what its
+    /// processes do and nobody else's. 0: unknown, then it is the machine's first namespace.
+    pub netns_cookie: u64,
+}
+
+/// Value of `uplinks`; the key is the interface's index. What leaves the node for a neighbour leaves
+/// by one of these.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Uplink {
+    /// What IPv4 packets of pods are masqueraded with; zero: the interface has none, and such packets
+    /// do not leave by it.
+    pub v4: Addr4,
+    /// The same for IPv6.
+    pub v6: Addr6,
+    /// The largest packet that it takes, IP header included, in bytes.
+    pub mtu: u32,
 }

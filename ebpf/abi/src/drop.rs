@@ -65,6 +65,17 @@ drop_reasons! {
     Helper = 15, "helper-failed";
     /// The datapath has no configuration yet.
     NotConfigured = 16, "not-configured";
+    /// A pod sent to a node's overlay port, where only nodes may speak.
+    OverlayPort = 17, "overlay-port";
+    /// Neighbour discovery, multicast, broadcast or another address of one link: pods have no
+    /// neighbours but their gateway, whose address they know.
+    LinkLocal = 18, "link-local";
+    /// More than the pod's bandwidth allows.
+    Bandwidth = 19, "bandwidth";
+    /// A packet of a pod was about to leave the node with an address that the outside cannot answer.
+    NotMasqueraded = 20, "not-masqueraded";
+    /// IPv6 extension headers beyond what Weft looks through.
+    ExtensionHeaders = 21, "extension-headers";
 }
 
 /// Slots of the `drops` map: more than there are reasons, so that a later version fits the pin.

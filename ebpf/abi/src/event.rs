@@ -46,6 +46,11 @@ pub const POINT_FROM_OVERLAY: u8 = 3;
 /// [`DropEvent::point`]: `to_overlay`.
 pub const POINT_TO_OVERLAY: u8 = 4;
 
+/// [`DropEvent::point`]: `from_netdev`.
+pub const POINT_FROM_NETDEV: u8 = 5;
+/// [`DropEvent::point`]: `to_netdev`.
+pub const POINT_TO_NETDEV: u8 = 6;
+
 /// The program's name for a `POINT_` constant.
 #[must_use]
 pub const fn point_name(point: u8) -> &'static str {
@@ -54,6 +59,8 @@ pub const fn point_name(point: u8) -> &'static str {
         POINT_TO_CONTAINER => "to_container",
         POINT_FROM_OVERLAY => "from_overlay",
         POINT_TO_OVERLAY => "to_overlay",
+        POINT_FROM_NETDEV => "from_netdev",
+        POINT_TO_NETDEV => "to_netdev",
         _ => "unknown",
     }
 }

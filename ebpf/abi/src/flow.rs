@@ -17,6 +17,14 @@ pub const HOP_ENDPOINT: u8 = 1;
 pub const HOP_TUNNEL: u8 = 2;
 /// [`Side::hop`]: this node's own stack (its processes, or what only it can route).
 pub const HOP_HOST: u8 = 3;
+/// [`Side::hop`]: out of the uplink `ifindex`, to the neighbour that the node's routes name.
+pub const HOP_UPLINK: u8 = 4;
+
+/// [`Side::limits`] has the bits of [`crate::endpoint::Endpoint::limits`].
+pub use crate::endpoint::{LIMIT_EGRESS, LIMIT_INGRESS};
+
+/// [`Side::mtu`]: no bound.
+pub const MTU_ANY: u16 = u16::MAX;
 
 /// Index of [`Flow::sides`] for the end that sorts first.
 pub const LOW: usize = 0;
@@ -32,14 +40,16 @@ pub const SEEN_FIN: u8 = 4;
 /// [`Side::seen`]: this end has sent RST.
 pub const SEEN_RST: u8 = 8;
 
-/// [`Flow::flags`]: the entry under the client's tuple of a flow through a service; packets of its
-/// initiator are rewritten to [`Flow::xlat`].
+/// [`Flow::flags`]: the entry under the client's tuple of a translated flow (to a service, or
+/// masqueraded); packets of its initiator are rewritten to [`Flow::xlat`].
 pub const FLOW_FRONT: u8 = 1;
-/// [`Flow::flags`]: the entry under the backend's tuple of a flow through a service; replies are
-/// rewritten to [`Flow::xlat`].
+/// [`Flow::flags`]: the entry under the other end's tuple of a translated flow; replies are rewritten
+/// to [`Flow::xlat`].
 pub const FLOW_BACK: u8 = 2;
 /// [`Flow::flags`]: opened by a process of this node, whose traffic no ingress policy can stop.
 pub const FLOW_OWN_NODE: u8 = 4;
+/// [`Flow::flags`]: with the node's address towards the outside, instead of the pod's.
+pub const FLOW_MASQUERADE: u8 = 8;
 
 /// Key of `flows4` and `flows6`; `A` is the family's address.
 ///
@@ -112,7 +122,8 @@ pub struct Side {
     pub bytes: u64,
     /// Packets this end has sent (a GSO packet counts once).
     pub packets: u32,
-    /// Interface of the pod's veth for `HOP_ENDPOINT`; packets of this end must come from it.
+    /// Interface of the pod's veth for `HOP_ENDPOINT`; packets of this end must come from it. The
+    /// uplink for `HOP_UPLINK`; packets of this end may come from any.
     pub ifindex: u32,
     /// MAC address of the pod's interface for `HOP_ENDPOINT`; packets of this end must carry it.
     pub mac: [u8; 6],
@@ -120,6 +131,13 @@ pub struct Side {
     pub hop: u8,
     /// `SEEN_` bits.
     pub seen: u8,
+    /// The largest packet that fits on the way to this end, IP header included, in bytes; [`MTU_ANY`]
+    /// where nothing is in its way.
+    pub mtu: u16,
+    /// [`LIMIT_EGRESS`] and [`LIMIT_INGRESS`] of the pod, for `HOP_ENDPOINT`.
+    pub limits: u8,
+    /// Zero.
+    pub reserved: [u8; 5],
     /// Underlay address for `HOP_TUNNEL`; packets of this end must come from it.
     pub tunnel: Addr6,
 }

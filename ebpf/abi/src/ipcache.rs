@@ -6,14 +6,19 @@ use crate::addr::Addr6;
 
 /// [`IpcacheEntry::kind`]: outside the cluster, or nothing known; the host stack routes it.
 pub const KIND_WORLD: u8 = 0;
-/// [`IpcacheEntry::kind`]: a pod network or pod of another node, reached through `tunnel`.
+/// [`IpcacheEntry::kind`]: a pod network or pod of another node, reached through `tunnel` or
+/// by the node's routes.
 pub const KIND_REMOTE_POD: u8 = 1;
-/// [`IpcacheEntry::kind`]: another node's own address, reached through `tunnel`.
+/// [`IpcacheEntry::kind`]: another node's own address, reached through `tunnel` or by
+/// the node's routes.
 pub const KIND_REMOTE_NODE: u8 = 2;
 /// [`IpcacheEntry::kind`]: an address of this node itself; the host stack takes it.
 pub const KIND_HOST: u8 = 3;
 /// [`IpcacheEntry::kind`]: this node's pod network; an address in it without an endpoint is no pod.
 pub const KIND_LOCAL_POD: u8 = 4;
+
+/// [`IpcacheEntry::flags`]: pods talk to it with their own addresses, although it is outside.
+pub const IPCACHE_NO_MASQUERADE: u8 = 1;
 
 /// The identity of an address that no local policy's peer selector matches.
 pub const IDENTITY_NONE: u32 = 0;
@@ -40,8 +45,11 @@ pub struct IpcacheEntry {
     pub identity: u32,
     /// One of the `KIND_` constants.
     pub kind: u8,
+    /// `IPCACHE_` bits.
+    pub flags: u8,
     /// Zero.
-    pub reserved: [u8; 3],
-    /// Underlay address of the node that has it, for the remote kinds; else zero.
+    pub reserved: [u8; 2],
+    /// Underlay address of the node that has it, for the remote kinds, where the overlay leads
+    /// there; zero where the node's own routes do, as always in native routing.
     pub tunnel: Addr6,
 }

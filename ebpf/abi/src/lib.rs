@@ -29,11 +29,12 @@ pub mod ipcache;
 pub mod maps;
 pub mod policy;
 pub mod service;
+pub mod socket;
 #[cfg(feature = "user")]
 mod user;
 
 /// Version of every layout in this crate; maps are pinned under `<bpffs>/weft/v<ABI_VERSION>/`.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// The MAC address of the host side of every pod's veth, and so of every pod's gateway.
 ///
@@ -56,3 +57,21 @@ pub const MARK_ENCAPSULATED: u32 = 0x5745_4654;
 /// The source address that a pod sees when it reaches itself through a service (IPv4): link-local,
 /// so that the reply leaves the pod and passes the datapath. Also the pod's gateway.
 pub const GATEWAY_V4: addr::Addr4 = addr::Addr4::new([169, 254, 1, 1]);
+
+/// The gateway of every pod (IPv6): link-local.
+pub const GATEWAY_V6: addr::Addr6 =
+    addr::Addr6::new([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+
+/// The source address that a pod sees when it reaches itself through a service (IPv6). Not the
+/// gateway's: sockets take link-local addresses only together with an interface.
+pub const HAIRPIN_V6: addr::Addr6 = addr::Addr6::new([
+    0xfd, 0x57, 0x65, 0x66, 0x74, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1,
+]);
+
+/// The packet mark that says to `to_netdev` that the packet is one that Weft itself sends out of the
+/// uplink. All 32 bits are compared, and `to_netdev` clears it.
+pub const MARK_FORWARDED: u32 = 0x5745_4655;
+
+/// The packet mark of a fragment that waited for its datagram's first one, and now comes again at the
+/// interface where it had come in. All 32 bits are compared.
+pub const MARK_RESUMED: u32 = 0x5745_4656;

@@ -18,6 +18,12 @@ pub const FRONTENDS: usize = 65_536;
 pub const SLOTS: usize = 524_288;
 /// Service backends, per family.
 pub const BACKENDS: usize = 524_288;
+/// Uplinks of the node.
+pub const UPLINKS: usize = 64;
+/// Destinations that sockets of the node's own processes were led to, per family.
+pub const SOCKETS: usize = 65_536;
+/// Datagrams whose first fragment passed, per family.
+pub const FRAGMENTS: usize = 8_192;
 /// Bytes of the event ring; a power of two and a multiple of the page size.
 pub const EVENTS_BYTES: usize = 256 * 1024;
 
@@ -39,6 +45,10 @@ pub const PINNED: &[&str] = &[
     "slots",
     "backends4",
     "backends6",
+    "uplinks",
+    "bandwidth",
+    "sockets4",
+    "sockets6",
     "drops",
 ];
 
@@ -55,6 +65,48 @@ pub mod programs {
     pub const FROM_OVERLAY: &str = "from_overlay";
     /// What leaves by the overlay: tcx egress of the VXLAN device.
     pub const TO_OVERLAY: &str = "to_overlay";
+    /// What arrives at an uplink: tcx ingress.
+    pub const FROM_NETDEV: &str = "from_netdev";
+    /// What leaves by an uplink: tcx egress.
+    pub const TO_NETDEV: &str = "to_netdev";
     /// All of them.
-    pub const ALL: &[&str] = &[FROM_CONTAINER, TO_CONTAINER, FROM_OVERLAY, TO_OVERLAY];
+    pub const ALL: &[&str] = &[
+        FROM_CONTAINER,
+        TO_CONTAINER,
+        FROM_OVERLAY,
+        TO_OVERLAY,
+        FROM_NETDEV,
+        TO_NETDEV,
+    ];
+}
+
+/// The names of the socket programs in the ELF, which are attached to the node's root cgroup.
+pub mod sockets {
+    /// IPv4 `connect`.
+    pub const CONNECT4: &str = "connect4";
+    /// IPv6 `connect`.
+    pub const CONNECT6: &str = "connect6";
+    /// IPv4 `sendto` and `sendmsg` of UDP sockets.
+    pub const SENDMSG4: &str = "sendmsg4";
+    /// IPv6 `sendto` and `sendmsg` of UDP sockets.
+    pub const SENDMSG6: &str = "sendmsg6";
+    /// IPv4 `recvfrom` and `recvmsg` of UDP sockets.
+    pub const RECVMSG4: &str = "recvmsg4";
+    /// IPv6 `recvfrom` and `recvmsg` of UDP sockets.
+    pub const RECVMSG6: &str = "recvmsg6";
+    /// IPv4 `getpeername`.
+    pub const GETPEERNAME4: &str = "getpeername4";
+    /// IPv6 `getpeername`.
+    pub const GETPEERNAME6: &str = "getpeername6";
+    /// All of them.
+    pub const ALL: &[&str] = &[
+        CONNECT4,
+        CONNECT6,
+        SENDMSG4,
+        SENDMSG6,
+        RECVMSG4,
+        RECVMSG6,
+        GETPEERNAME4,
+        GETPEERNAME6,
+    ];
 }

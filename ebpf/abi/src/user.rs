@@ -2,13 +2,14 @@
 
 use crate::{
     addr::{Addr4, Addr6},
-    config::Config,
+    config::{Config, Uplink},
     drop::DropCount,
-    endpoint::Endpoint,
+    endpoint::{Bandwidth, Bucket, Endpoint},
     flow::{Flow, FlowKey, Side, Tuple},
     ipcache::IpcacheEntry,
     policy::{PolicyKey, PolicyVerdict},
     service::{Backend, Frontend, FrontendKey, Slot, SlotKey},
+    socket::{SocketKey, SocketPeer},
 };
 
 /// Types whose derives prove that they have no padding and no invalid bit patterns.
@@ -53,6 +54,8 @@ macro_rules! pod_of_family {
 pod!(
     Addr4,
     Addr6,
+    Bandwidth,
+    Bucket,
     Config,
     DropCount,
     Endpoint,
@@ -62,6 +65,7 @@ pod!(
     PolicyVerdict,
     Slot,
     SlotKey,
+    Uplink,
 );
 
 pod_of_family! {
@@ -69,4 +73,6 @@ pod_of_family! {
     Flow { [Side; 2], u32, u32, u32, u32, u32, u32, Tuple<A>, u8, u8, [u8; 2] }
     FlowKey { A, A, u16, u16, u8, [u8; 3] }
     FrontendKey { A, u16, u8, u8 }
+    SocketKey { [u32; 2], A, u16, u8, u8 }
+    SocketPeer { A, u32, u32, u16, u16 }
 }

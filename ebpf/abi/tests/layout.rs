@@ -8,14 +8,15 @@ use std::{fmt::Write as _, fs, path::Path};
 use weft_abi::{
     ABI_VERSION,
     addr::{Addr4, Addr6},
-    config::Config,
+    config::{Config, Uplink},
     drop::{DropCount, DropReason},
-    endpoint::Endpoint,
+    endpoint::{Bandwidth, Bucket, Endpoint},
     event::DropEvent,
     flow::{Flow, FlowKey, Side, Tuple},
     ipcache::IpcacheEntry,
     policy::{PolicyKey, PolicyVerdict},
     service::{Backend, Frontend, FrontendKey, Slot, SlotKey},
+    socket::{SocketKey, SocketPeer},
 };
 
 /// Describes a type: every field by its offset. The pattern fails to compile when one is missing.
@@ -44,7 +45,14 @@ fn layout() -> String {
             overlay_ifindex,
             node_address,
             vni,
-            ticks_per_second
+            ticks_per_second,
+            overlay_mtu,
+            overlay_port,
+            flags,
+            masquerade_first,
+            masquerade_ports,
+            reserved,
+            netns_cookie
         }
     );
     describe!(
@@ -101,6 +109,9 @@ fn layout() -> String {
             mac,
             hop,
             seen,
+            mtu,
+            limits,
+            reserved,
             tunnel
         }
     );
@@ -147,7 +158,7 @@ fn layout() -> String {
             identity,
             mac,
             enforce,
-            reserved
+            limits
         }
     );
     describe!(
@@ -156,6 +167,7 @@ fn layout() -> String {
         IpcacheEntry {
             identity,
             kind,
+            flags,
             reserved,
             tunnel
         }
@@ -230,6 +242,61 @@ fn layout() -> String {
         Backend {
             address,
             service,
+            port,
+            reserved
+        }
+    );
+    describe!(text, Uplink, Uplink { v4, v6, mtu });
+    describe!(
+        text,
+        Bucket,
+        Bucket {
+            bytes_per_second,
+            burst,
+            full_at
+        }
+    );
+    describe!(text, Bandwidth, Bandwidth { egress, ingress });
+    describe!(
+        text,
+        SocketKey<Addr4>,
+        SocketKey {
+            cookie,
+            address,
+            port,
+            protocol,
+            reserved
+        }
+    );
+    describe!(
+        text,
+        SocketKey<Addr6>,
+        SocketKey {
+            cookie,
+            address,
+            port,
+            protocol,
+            reserved
+        }
+    );
+    describe!(
+        text,
+        SocketPeer<Addr4>,
+        SocketPeer {
+            address,
+            service,
+            backend,
+            port,
+            reserved
+        }
+    );
+    describe!(
+        text,
+        SocketPeer<Addr6>,
+        SocketPeer {
+            address,
+            service,
+            backend,
             port,
             reserved
         }

@@ -73,6 +73,18 @@ mod programs {
         run::<POINT_TO_OVERLAY>(&Skb::new(ctx))
     }
 
+    /// What arrives at an uplink.
+    #[classifier]
+    pub fn from_netdev(_ctx: TcContext) -> i32 {
+        0
+    }
+
+    /// What leaves by an uplink.
+    #[classifier]
+    pub fn to_netdev(_ctx: TcContext) -> i32 {
+        0
+    }
+
     #[inline(always)]
     fn run<const POINT: u8>(skb: &Skb) -> i32 {
         match pipeline::packet::<POINT>(skb) {

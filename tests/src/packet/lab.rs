@@ -197,6 +197,9 @@ impl Lab {
             node_address: Addr6::mapped(Addr4::new([172, 30, 0, 11])),
             vni: 1,
             ticks_per_second: 250,
+            overlay_mtu: 1450,
+            overlay_port: 4789,
+            ..Config::default()
         })?;
         Ok(())
     }

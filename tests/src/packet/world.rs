@@ -97,6 +97,9 @@ impl Cluster {
             ips: vec![pod.address.into()],
             ifindex,
             mac: pod.mac,
+            host_ports: Vec::new(),
+            egress_limit: None,
+            ingress_limit: None,
         };
         self.state.endpoints.insert(pod.name.to_owned(), endpoint);
     }

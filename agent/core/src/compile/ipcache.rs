@@ -53,7 +53,8 @@ impl Draft {
         IpcacheEntry {
             identity: numbers.get(self.identity).copied().unwrap_or_default(),
             kind: self.route.kind,
-            reserved: [0; 3],
+            flags: 0,
+            reserved: [0; 2],
             tunnel: self.route.tunnel,
         }
     }

@@ -316,7 +316,7 @@ fn put_addresses<A: Address>(
                 identity: identity.copied().unwrap_or(IDENTITY_NONE),
                 mac: endpoint.mac,
                 enforce: assigned.enforce,
-                reserved: 0,
+                limits: 0,
             };
             tables.endpoints.insert(address, value);
         }

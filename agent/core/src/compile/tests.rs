@@ -71,6 +71,9 @@ fn mk_pod(state: &mut ClusterState, name: &str, node: &str, address: &str) {
             ips: pod.ips.clone(),
             ifindex: 7,
             mac: [2, 0, 0, 0, 0, 7],
+            host_ports: Vec::new(),
+            egress_limit: None,
+            ingress_limit: None,
         };
         state.endpoints.insert(name.to_owned(), endpoint);
     }

@@ -226,6 +226,9 @@ pub fn cluster() -> impl Strategy<Value = ClusterState> {
                     ips: pod.ips.clone(),
                     ifindex,
                     mac: [2, 0, 0, 0, 0, 1],
+                    host_ports: Vec::new(),
+                    egress_limit: None,
+                    ingress_limit: None,
                 };
                 state
                     .endpoints
