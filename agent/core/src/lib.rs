@@ -26,5 +26,6 @@ pub mod diff;
 pub mod family;
 pub mod lookup;
 pub mod model;
+pub mod podnet;
 pub mod rules;
 pub mod selector;

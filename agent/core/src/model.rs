@@ -98,7 +98,8 @@ impl fmt::Display for Protocol {
 pub struct Node {
     /// Its name.
     pub name: String,
-    /// Its InternalIPs, in the order of the API object; the first one is where tunnels end.
+    /// Its InternalIPs, in the order of the API object; the first one of a family is where tunnels
+    /// over that family end.
     pub internal_ips: Vec<IpAddr>,
     /// Its pod networks, at most one per family; host bits are zero.
     pub pod_cidrs: Vec<IpNet>,
@@ -107,6 +108,19 @@ pub struct Node {
 }
 
 impl Node {
+    /// The address at which this node gets what `own` sends through the overlay: of the family that
+    /// both have an InternalIP of, rather IPv4. Of the own node itself it is where its tunnels end.
+    #[must_use]
+    pub fn underlay_address(&self, own: &Self) -> Option<IpAddr> {
+        let first = |node: &Self, ipv4: bool| {
+            let mut addresses = node.internal_ips.iter().copied();
+            addresses.find(|address| address.is_ipv4() == ipv4)
+        };
+        [true, false]
+            .into_iter()
+            .find_map(|ipv4| first(own, ipv4).and(first(self, ipv4)))
+    }
+
     /// The address at which overlay traffic for this node's pods arrives: the first IPv4
     /// InternalIP, or the first one of any family.
     #[must_use]
