@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use weft_abi::{
     addr::{Addr4, Addr6},
-    endpoint::Endpoint,
+    endpoint::{Bandwidth, Endpoint},
     ipcache::IpcacheEntry,
     policy::{
         POLICY_PREFIX_PEER, POLICY_PREFIX_PORT, POLICY_PREFIX_PROTOCOL, PolicyKey, PolicyVerdict,
@@ -102,6 +102,9 @@ pub struct Contents {
     pub policy: BTreeMap<LpmKey<PolicyKey>, PolicyVerdict>,
     /// `slots`.
     pub slots: BTreeMap<SlotKey, Slot>,
+    /// `bandwidth`, by interface index. How full a bucket is belongs to the programs: `full_at` is
+    /// always 0 here, and whoever reads the map back makes it so.
+    pub bandwidth: BTreeMap<u32, Bandwidth>,
 }
 
 #[cfg(test)]

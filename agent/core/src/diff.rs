@@ -9,9 +9,9 @@
 //!    keys that no endpoint or address leads to yet.
 //! 3. Address prefixes are put, longest first: while a prefix changes, what is nested in it already
 //!    has its own entry and does not see the change.
-//! 4. Endpoints are put: the flip to the new policy sets.
-//! 5. Endpoints, address prefixes (shortest first, for the same reason), frontends, slots, backends
-//!    are deleted: nothing leads to a thing that is deleted.
+//! 4. Limits of bandwidth are put, then endpoints: the flip to the new policy sets.
+//! 5. Endpoints, limits, address prefixes (shortest first, for the same reason), frontends, slots,
+//!    backends are deleted: nothing leads to a thing that is deleted.
 //! 6. The epoch is bumped. Everything that can alter a decision is in place now, so a flow that is
 //!    decided again is decided by the whole of it, and needs no second bump.
 //! 7. Policy entries are deleted, which nothing refers to any more.
@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 
 use weft_abi::{
     addr::{Addr4, Addr6},
-    endpoint::Endpoint,
+    endpoint::{Bandwidth, Endpoint},
     ipcache::IpcacheEntry,
     policy::{PolicyKey, PolicyVerdict},
     service::{Backend, Frontend, FrontendKey, Slot, SlotKey},
@@ -98,6 +98,8 @@ pub enum Batch {
     Policy(Writes<LpmKey<PolicyKey>, PolicyVerdict>),
     /// To `slots`.
     Slots(Writes<SlotKey, Slot>),
+    /// To `bandwidth`.
+    Bandwidth(Writes<u32, Bandwidth>),
 }
 
 /// One step of applying changes.
@@ -185,14 +187,17 @@ impl<A: Address> FamilyBatch<A> {
     }
 }
 
-/// What a map decides. Nothing of one concern refers to anything of the other, so a map of one that
-/// takes no more does not hold the other up.
+/// What a map decides. Nothing of one concern needs anything of another, so a map of one that takes
+/// no more does not hold the others up. An endpoint does refer to its limit; without it, it passes as
+/// if it had none: a pod that is too fast does less harm than one that is not policed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Concern {
     /// Which backend: frontends, slots, backends.
     Services,
     /// Whether and whither: endpoints, address prefixes, policy entries.
     Policy,
+    /// How fast: limits of bandwidth.
+    Limits,
 }
 
 impl Batch {
@@ -203,6 +208,7 @@ impl Batch {
             Self::V4(FamilyBatch::Frontends(_) | FamilyBatch::Backends(_))
             | Self::V6(FamilyBatch::Frontends(_) | FamilyBatch::Backends(_))
             | Self::Slots(_) => Concern::Services,
+            Self::Bandwidth(_) => Concern::Limits,
             Self::V4(_) | Self::V6(_) | Self::Policy(_) => Concern::Policy,
         }
     }
@@ -216,6 +222,7 @@ impl Batch {
             Self::V6(batch) => batch.len(),
             Self::Policy(writes) => writes.len(),
             Self::Slots(writes) => writes.len(),
+            Self::Bandwidth(writes) => writes.len(),
         }
     }
 
@@ -226,6 +233,7 @@ impl Batch {
             Self::V6(batch) => batch.apply(contents),
             Self::Policy(writes) => writes.apply(&mut contents.policy),
             Self::Slots(writes) => writes.apply(&mut contents.slots),
+            Self::Bandwidth(writes) => writes.apply(&mut contents.bandwidth),
         }
     }
 
@@ -241,6 +249,7 @@ impl Batch {
             }
             Self::Policy(_) => "policy",
             Self::Slots(_) => "slots",
+            Self::Bandwidth(_) => "bandwidth",
         }
     }
 }
@@ -262,11 +271,14 @@ pub fn diff(current: &Contents, desired: &Contents) -> Changes {
     changes.write(Batch::Policy(policy.puts));
     changes.write(Batch::V4(FamilyBatch::Ipcache(v4.ipcache.puts.reversed())));
     changes.write(Batch::V6(FamilyBatch::Ipcache(v6.ipcache.puts.reversed())));
+    let bandwidth = MapDiff::new(&current.bandwidth, &desired.bandwidth);
+    changes.write(Batch::Bandwidth(bandwidth.puts));
     changes.write(Batch::V4(FamilyBatch::Endpoints(v4.endpoints.puts)));
     changes.write(Batch::V6(FamilyBatch::Endpoints(v6.endpoints.puts)));
 
     changes.write(Batch::V4(FamilyBatch::Endpoints(v4.endpoints.deletes)));
     changes.write(Batch::V6(FamilyBatch::Endpoints(v6.endpoints.deletes)));
+    changes.write(Batch::Bandwidth(bandwidth.deletes));
     changes.write(Batch::V4(FamilyBatch::Ipcache(v4.ipcache.deletes)));
     changes.write(Batch::V6(FamilyBatch::Ipcache(v6.ipcache.deletes)));
     changes.write(Batch::V4(FamilyBatch::Frontends(v4.frontends.deletes)));

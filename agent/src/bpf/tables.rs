@@ -17,7 +17,7 @@ use thiserror::Error;
 use weft_abi::addr::{Addr4, Addr6};
 use weft_abi::config::Config;
 use weft_abi::drop::{DropCount, DropReason};
-use weft_abi::endpoint::Endpoint;
+use weft_abi::endpoint::{Bandwidth, Bucket, Endpoint};
 use weft_abi::ipcache::IpcacheEntry;
 use weft_abi::policy::{PolicyKey, PolicyVerdict};
 use weft_abi::service::{Backend, Frontend, FrontendKey, Slot, SlotKey};
@@ -70,6 +70,7 @@ pub struct Tables {
     v6: FamilyHandles<Addr6>,
     policy: Lpm<PolicyKey, PolicyVerdict>,
     slots: Hash<SlotKey, Slot>,
+    bandwidth: Hash<u32, Bandwidth>,
     config: Array<MapData, Config>,
     drops: PerCpuArray<MapData, DropCount>,
 }
@@ -142,6 +143,7 @@ impl Tables {
             },
             policy: Lpm::open(loaded, "policy")?,
             slots: Hash::open(loaded, "slots")?,
+            bandwidth: Hash::open(loaded, "bandwidth")?,
             config: Array::try_from(config).map_err(|error| open_failed("config", &error))?,
             drops: PerCpuArray::try_from(drops).map_err(|error| open_failed("drops", &error))?,
         })
@@ -158,7 +160,22 @@ impl Tables {
             v6: self.v6.read()?,
             policy: self.policy.read()?,
             slots: self.slots.read()?,
+            bandwidth: self.limits()?,
         })
+    }
+
+    /// The limits of bandwidth, without what the programs write into them.
+    fn limits(&self) -> Result<BTreeMap<u32, Bandwidth>, TableError> {
+        let plain = |bucket: Bucket| Bucket {
+            full_at: 0,
+            ..bucket
+        };
+        let mut limits = self.bandwidth.read()?;
+        for limit in limits.values_mut() {
+            limit.egress = plain(limit.egress);
+            limit.ingress = plain(limit.ingress);
+        }
+        Ok(limits)
     }
 
     /// Writes one batch. `mirror` gets what was written, also when it fails half-way.
@@ -172,6 +189,7 @@ impl Tables {
             Batch::V6(batch) => self.v6.write(batch, &mut mirror.v6),
             Batch::Policy(writes) => self.policy.write(writes, &mut mirror.policy),
             Batch::Slots(writes) => self.slots.write(writes, &mut mirror.slots),
+            Batch::Bandwidth(writes) => self.bandwidth.write(writes, &mut mirror.bandwidth),
         }
     }
 
@@ -270,6 +288,11 @@ impl Tables {
         self.v6.fill(&mirror.v6, &mut add);
         add(self.policy.name, self.policy.capacity, mirror.policy.len());
         add(self.slots.name, self.slots.capacity, mirror.slots.len());
+        add(
+            self.bandwidth.name,
+            self.bandwidth.capacity,
+            mirror.bandwidth.len(),
+        );
         fill
     }
 }

@@ -4,7 +4,7 @@
 //!   local endpoints -> policy sets -> atoms -+-> identities -> ipcache, endpoints
 //!   (what selects them)  (rules)     (peers) |                    |
 //!                                            +--> members --------+-> policy entries
-//!   services, slices -> services, slots, backends
+//!   services, slices, hostPorts -> frontends, slots, backends
 //! ```
 //!
 //! Only the policies that select a pod of this node are read, and only what their peers mention
@@ -23,7 +23,9 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use weft_abi::{
     addr::{Addr4, Addr6},
-    endpoint::{ENFORCE_EGRESS, ENFORCE_INGRESS, Endpoint},
+    endpoint::{
+        Bandwidth, Bucket, ENFORCE_EGRESS, ENFORCE_INGRESS, Endpoint, LIMIT_EGRESS, LIMIT_INGRESS,
+    },
     ipcache::IDENTITY_NONE,
 };
 
@@ -36,7 +38,7 @@ use crate::{
     contents::Contents,
     diff::{Changes, diff},
     family::Address,
-    model::{ClusterState, Warning},
+    model::{ClusterState, Limit, LocalEndpoint, Warning},
     rules::{Direction, Rule, RuleTable},
 };
 
@@ -292,8 +294,7 @@ fn put_addresses<A: Address>(
     table: &ipcache::Table<A>,
     numbers: &[u32],
 ) {
-    let tables = A::tables_mut(contents);
-    tables.ipcache.extend(
+    A::tables_mut(contents).ipcache.extend(
         table
             .entries
             .iter()
@@ -310,17 +311,40 @@ fn put_addresses<A: Address>(
                 .endpoints
                 .get(&address)
                 .and_then(|index| numbers.get(*index));
+            let limits = limits(endpoint);
             let value = Endpoint {
                 ifindex: endpoint.ifindex,
                 policy_set: assigned.set,
                 identity: identity.copied().unwrap_or(IDENTITY_NONE),
                 mac: endpoint.mac,
                 enforce: assigned.enforce,
-                limits: 0,
+                limits: limits.map_or(0, |(bits, _)| bits),
             };
-            tables.endpoints.insert(address, value);
+            A::tables_mut(contents).endpoints.insert(address, value);
+            if let Some((_, bandwidth)) = limits {
+                contents.bandwidth.insert(endpoint.ifindex, bandwidth);
+            }
         }
     }
+}
+
+/// An endpoint's limits as the maps hold them, with the bits that say which there are.
+fn limits(endpoint: &LocalEndpoint) -> Option<(u8, Bandwidth)> {
+    let side = |limit: Option<Limit>, bit: u8| match limit {
+        None => (0, Bucket::default()),
+        Some(limit) => {
+            let bucket = Bucket {
+                bytes_per_second: limit.bytes_per_second,
+                burst: limit.burst,
+                full_at: 0,
+            };
+            (bit, bucket)
+        }
+    };
+    let (sends, egress) = side(endpoint.egress_limit, LIMIT_EGRESS);
+    let (receives, ingress) = side(endpoint.ingress_limit, LIMIT_INGRESS);
+    let bits = sends | receives;
+    (bits != 0).then_some((bits, Bandwidth { egress, ingress }))
 }
 
 fn set_assignment<A: Address>(contents: &mut Contents, ip: IpAddr, assigned: &Assignment) {

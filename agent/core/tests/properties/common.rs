@@ -265,6 +265,7 @@ pub fn singles(batch: &Batch) -> Vec<Batch> {
         Batch::V6(batch) => of_family(batch).into_iter().map(Batch::V6).collect(),
         Batch::Policy(writes) => split(writes, Batch::Policy),
         Batch::Slots(writes) => split(writes, Batch::Slots),
+        Batch::Bandwidth(writes) => split(writes, Batch::Bandwidth),
     }
 }
 
