@@ -265,7 +265,7 @@ fn layout() -> String {
             address,
             port,
             protocol,
-            reserved
+            kind
         }
     );
     describe!(
@@ -276,7 +276,7 @@ fn layout() -> String {
             address,
             port,
             protocol,
-            reserved
+            kind
         }
     );
     describe!(
