@@ -66,11 +66,20 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// Whether an address means something else than a pod on every node.
+#[must_use]
+pub fn is_reserved(address: IpAddr) -> bool {
+    RESERVED
+        .iter()
+        .any(|(reserved, _)| reserved.contains(&address))
+}
+
 /// Judges pod networks.
 #[derive(Debug)]
 pub struct PodNetworks<'a> {
     own_name: &'a str,
-    own_networks: &'a [IpNet],
+    /// This node's own networks, as far as they are none of the refused.
+    own_networks: Vec<IpNet>,
     /// InternalIPs of all nodes.
     internal: BTreeMap<IpAddr, &'a str>,
     /// Whatever else this node's interfaces have.
@@ -85,12 +94,19 @@ impl<'a> PodNetworks<'a> {
             let addresses = node.internal_ips.iter();
             addresses.map(|address| (*address, node.name.as_str()))
         });
-        Self {
+        let mut judge = Self {
             own_name: &state.node_name,
-            own_networks: state.own_node().map_or(&[], |own| &own.pod_cidrs),
+            own_networks: Vec::new(),
             internal: internal.collect(),
             own: &state.own_addresses,
+        };
+        if let Some(own) = state.own_node() {
+            let networks = own.pod_cidrs.iter().copied();
+            judge.own_networks = networks
+                .filter(|cidr| judge.refusal(own, cidr).is_none())
+                .collect();
         }
+        judge
     }
 
     /// Why `cidr` cannot be a pod network of `node`; `None` if it can.
@@ -195,5 +211,12 @@ mod tests {
         for cidr in &own.pod_cidrs {
             assert_eq!(judge.refusal(&own, cidr), None, "{cidr}");
         }
+
+        // An own network that is no good takes nothing away from others either.
+        let mut broken = state.clone();
+        let own = node("a", "172.30.0.2", &["0.0.0.0/0"]);
+        broken.nodes.insert("a".to_owned(), own);
+        let cidr = "10.244.1.0/24".parse().expect("a network");
+        assert_eq!(PodNetworks::new(&broken).refusal(&other, &cidr), None);
     }
 }

@@ -15,6 +15,7 @@ pub const KIND_REMOTE_NODE: u8 = 2;
 /// [`IpcacheEntry::kind`]: an address of this node itself; the host stack takes it.
 pub const KIND_HOST: u8 = 3;
 /// [`IpcacheEntry::kind`]: this node's pod network; an address in it without an endpoint is no pod.
+/// Also a pod network that nothing leads to: no packet may go there, or claim to come from there.
 pub const KIND_LOCAL_POD: u8 = 4;
 
 /// [`IpcacheEntry::flags`]: pods talk to it with their own addresses, although it is outside.

@@ -1,10 +1,16 @@
 //! The ipcache: for every address its identity and the way there, as one longest-prefix table.
 //!
-//! Boundaries are the prefixes at which something changes: pod networks, node addresses, the blocks
-//! of policies and their exceptions, and pods. Between two boundaries nothing changes, so one walk
+//! Boundaries are the prefixes at which something changes: pod networks, node addresses, networks that
+//! pods talk to without masquerade, the blocks of policies and their exceptions, and pods. Between two boundaries nothing changes, so one walk
 //! over the sorted boundaries, each inheriting from the one around it, gives every address exactly
 //! what applies to it. A boundary that changes nothing gets no entry: so a pod that no policy here
 //! cares about is covered by its node's pod network.
+//!
+//! A way that does not exist fails closed. A pod network, or a pod, of a node that the overlay cannot
+//! reach is [`KIND_LOCAL_POD`], which says "no address of it is a pod, unless it has an endpoint here":
+//! what is sent there is dropped and counted as such, and what claims to come from there is spoofed.
+//! If it were unknown instead, its packets would be masqueraded and leave unencapsulated; if it were
+//! remote without a tunnel, whoever is on the underlay could take on the identities of its pods.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +23,8 @@ use ipnet::IpNet;
 use weft_abi::{
     addr::Addr6,
     ipcache::{
-        IpcacheEntry, KIND_HOST, KIND_LOCAL_POD, KIND_REMOTE_NODE, KIND_REMOTE_POD, KIND_WORLD,
+        IPCACHE_NO_MASQUERADE, IpcacheEntry, KIND_HOST, KIND_LOCAL_POD, KIND_REMOTE_NODE,
+        KIND_REMOTE_POD, KIND_WORLD,
     },
 };
 
@@ -25,7 +32,8 @@ use super::identities::{AtomIndex, Atoms, Element, Identities, IdentityIndex, Ma
 use crate::{
     contents::LpmKey,
     family::{Address, leading_mask, underlay},
-    model::{ClusterState, ObjectKey, Warning},
+    model::{ClusterState, Node, ObjectKey, Routing, Warning},
+    podnet::{self, PodNetworks},
 };
 
 /// An ipcache entry whose identity has no number yet.
@@ -33,6 +41,7 @@ use crate::{
 pub struct Draft {
     identity: IdentityIndex,
     route: Route,
+    flags: u8,
 }
 
 /// How an address is reached.
@@ -42,10 +51,32 @@ struct Route {
     tunnel: Addr6,
 }
 
+const HOST: Route = Route {
+    kind: KIND_HOST,
+    tunnel: Addr6::new([0; 16]),
+};
+
 const WORLD: Route = Route {
     kind: KIND_WORLD,
     tunnel: Addr6::new([0; 16]),
 };
+
+/// Of a pod network that nothing leads to: see the module's documentation.
+const NOWHERE: Route = Route {
+    kind: KIND_LOCAL_POD,
+    ..WORLD
+};
+
+impl Route {
+    /// The way to what another node has; `None` if the overlay does not lead to that node.
+    fn to(state: &ClusterState, node: &Node, kind: u8) -> Option<Self> {
+        let tunnel = match state.settings.routing {
+            Routing::Native => WORLD.tunnel,
+            Routing::Vxlan => underlay(node.underlay_address(state.own_node()?)?),
+        };
+        Some(Self { kind, tunnel })
+    }
+}
 
 impl Draft {
     /// The entry, with the numbers of the identities.
@@ -53,7 +84,7 @@ impl Draft {
         IpcacheEntry {
             identity: numbers.get(self.identity).copied().unwrap_or_default(),
             kind: self.route.kind,
-            flags: 0,
+            flags: self.flags,
             reserved: [0; 2],
             tunnel: self.route.tunnel,
         }
@@ -77,6 +108,8 @@ struct Boundary {
     blocks: Vec<AtomIndex>,
     exceptions: Vec<AtomIndex>,
     route: Option<Route>,
+    /// Whether a network that is not masqueraded begins here.
+    plain: bool,
     pod: Option<Arc<PodClass>>,
     is_endpoint: bool,
 }
@@ -89,6 +122,8 @@ struct Region {
     exceptions: Rc<BTreeSet<AtomIndex>>,
     /// The former without the latter.
     matching: Rc<Vec<AtomIndex>>,
+    /// Whether it is in a network that is not masqueraded.
+    plain: bool,
     value: Draft,
 }
 
@@ -102,6 +137,10 @@ pub fn build<'a, A: Address>(
 ) -> Table<A> {
     let mut boundaries = BTreeMap::<Prefix, Boundary>::new();
     let networks = add_nodes::<A>(state, &mut boundaries, warnings);
+    let plain = &state.settings.non_masquerade;
+    for prefix in plain.iter().filter_map(prefix_of::<A>) {
+        boundaries.entry(prefix).or_default().plain = true;
+    }
     for (index, block) in atoms.blocks() {
         if let Some(prefix) = prefix_of::<A>(&block.cidr) {
             boundaries.entry(prefix).or_default().blocks.push(index);
@@ -132,9 +171,11 @@ fn walk<A: Address>(
         blocks: Rc::default(),
         exceptions: Rc::default(),
         matching: Rc::default(),
+        plain: false,
         value: Draft {
             identity: 0,
             route: WORLD,
+            flags: 0,
         },
     };
     let mut around: Vec<Region> = Vec::new();
@@ -188,12 +229,24 @@ impl Region {
             None if !changed => self.value.identity,
             pod => identities.intern(elements(&matching, pod.as_deref(), atoms)),
         };
-        let value = Draft { identity, route };
+        let plain = self.plain || boundary.plain;
+        // Of what is inside, nothing is masqueraded anyway.
+        let flags = if plain && route.kind == KIND_WORLD {
+            IPCACHE_NO_MASQUERADE
+        } else {
+            0
+        };
+        let value = Draft {
+            identity,
+            route,
+            flags,
+        };
         Self {
             prefix,
             blocks,
             exceptions,
             matching,
+            plain,
             value,
         }
     }
@@ -252,6 +305,8 @@ fn add_nodes<'a, A: Address>(
 ) -> Networks<'a> {
     let mut owners = BTreeMap::<Prefix, &str>::new();
     let mut nodes = BTreeMap::<u128, &str>::new();
+    let judge = PodNetworks::new(state);
+    add_own_addresses::<A>(state, &mut nodes, boundaries);
     // The own node first: what others claim of it does not count.
     let own = state.own_node().into_iter();
     let others = state
@@ -260,7 +315,6 @@ fn add_nodes<'a, A: Address>(
         .filter(|node| node.name != state.node_name);
     for node in own.chain(others) {
         let is_own = node.name == state.node_name;
-        let tunnel = node.tunnel_address().map(underlay);
         let mut warn = |message: String| {
             warnings.push(Warning {
                 object: format!("Node {}", node.name),
@@ -272,22 +326,6 @@ fn add_nodes<'a, A: Address>(
             .iter()
             .filter_map(|cidr| Some((cidr, prefix_of::<A>(cidr)?)));
         for (cidr, prefix) in cidrs {
-            let route = match (is_own, tunnel) {
-                (true, _) => Route {
-                    kind: KIND_LOCAL_POD,
-                    ..WORLD
-                },
-                (false, Some(tunnel)) => Route {
-                    kind: KIND_REMOTE_POD,
-                    tunnel,
-                },
-                (false, None) => {
-                    warn(format!(
-                        "it has no InternalIP; its pods ({cidr}) are out of reach until it has one"
-                    ));
-                    continue;
-                }
-            };
             if let Some(owner) = owners.get(&prefix) {
                 warn(format!(
                     "its podCIDR {cidr} is that of node {owner} too; it is ignored until each node \
@@ -295,30 +333,51 @@ fn add_nodes<'a, A: Address>(
                 ));
                 continue;
             }
+            if let Some(refusal) = judge.refusal(node, cidr) {
+                warn(format!(
+                    "its podCIDR {cidr} {refusal}; it is ignored. Correct the Node's spec.podCIDRs"
+                ));
+                continue;
+            }
+            let route = if is_own {
+                Route {
+                    kind: KIND_LOCAL_POD,
+                    ..WORLD
+                }
+            } else {
+                Route::to(state, node, KIND_REMOTE_POD).unwrap_or_else(|| {
+                    warn(format!(
+                        "it has no InternalIP of a family that this node has one of, too; its pods \
+                         ({cidr}) are out of reach until it has one"
+                    ));
+                    NOWHERE
+                })
+            };
             owners.insert(prefix, &node.name);
             boundaries.entry(prefix).or_default().route = Some(route);
         }
         for address in node.internal_ips.iter().filter_map(|ip| A::from_ip(*ip)) {
             let bits = address.to_leading_bits();
-            if let Some(owner) = nodes.get(&bits) {
-                let ip = address.to_ip();
-                warn(format!(
-                    "its InternalIP {ip} is that of node {owner} too; it is ignored"
-                ));
-                continue;
+            match nodes.get(&bits) {
+                // Also one that this node was seen to have.
+                Some(owner) if *owner == node.name => continue,
+                Some(owner) => {
+                    let ip = address.to_ip();
+                    warn(format!(
+                        "its InternalIP {ip} is that of node {owner} too; it is ignored"
+                    ));
+                    continue;
+                }
+                None => {}
             }
             nodes.insert(bits, &node.name);
-            boundaries.entry((bits, A::BITS)).or_default().route = Some(match tunnel {
-                _ if is_own => Route {
-                    kind: KIND_HOST,
-                    ..WORLD
-                },
-                Some(tunnel) => Route {
-                    kind: KIND_REMOTE_NODE,
-                    tunnel,
-                },
-                None => WORLD,
-            });
+            let route = if is_own {
+                HOST
+            } else {
+                // Without the overlay it is an address like any other outside.
+                Route::to(state, node, KIND_REMOTE_NODE).unwrap_or(WORLD)
+            };
+            boundaries.entry((bits, A::BITS)).or_default().route = Some(route);
         }
     }
     let lengths: BTreeSet<_> = owners.keys().map(|(_, length)| *length).collect();
@@ -326,6 +385,27 @@ fn add_nodes<'a, A: Address>(
         owners,
         lengths: lengths.into_iter().rev().collect(),
         nodes: nodes.into_keys().collect(),
+    }
+}
+
+/// What this node's interfaces have is this node's, whatever Node objects say. But an address that a
+/// pod of it has is the pod's.
+fn add_own_addresses<'a, A: Address>(
+    state: &'a ClusterState,
+    nodes: &mut BTreeMap<u128, &'a str>,
+    boundaries: &mut BTreeMap<Prefix, Boundary>,
+) {
+    let pods: BTreeSet<_> = state
+        .endpoints
+        .values()
+        .flat_map(|endpoint| &endpoint.ips)
+        .collect();
+    for ip in state.own_addresses.iter().filter(|ip| !pods.contains(ip)) {
+        if let Some(address) = A::from_ip(*ip) {
+            let bits = address.to_leading_bits();
+            nodes.insert(bits, &state.node_name);
+            boundaries.entry((bits, A::BITS)).or_default().route = Some(HOST);
+        }
     }
 }
 
@@ -372,18 +452,22 @@ fn add_pods<'a, A: Address>(
             let owner = networks.owner(address);
             let elsewhere = owner.filter(|owner| pod.node.as_deref() != Some(owner));
             let held = networks.nodes.contains(&address) || local.contains(&address);
-            if held || elsewhere.is_some() {
+            if held || elsewhere.is_some() || podnet::is_reserved(*ip) {
                 warnings.push(disbelieved(&pod.key, *ip, elsewhere));
                 continue;
+            }
+            let route = match owner {
+                Some(_) => None,
+                None => Some(route_outside(state, pod.node.as_deref())),
+            };
+            if route == Some(NOWHERE) {
+                warnings.push(out_of_reach(pod.node.as_deref()));
             }
             claims.push(Claim {
                 address,
                 terminating: pod.terminating,
                 class: matcher.class_of(pod),
-                route: match owner {
-                    Some(_) => None,
-                    None => route_outside(state, pod.node.as_deref()),
-                },
+                route,
             });
         }
     }
@@ -412,7 +496,7 @@ fn add_pods<'a, A: Address>(
 
 fn disbelieved(pod: &ObjectKey, address: IpAddr, owner: Option<&str>) -> Warning {
     let owner = owner.map_or_else(
-        || "a node or to a pod of this node".to_owned(),
+        || "a node, to a pod of this node or to no pod at all".to_owned(),
         |owner| format!("the pod network of node {owner}"),
     );
     Warning {
@@ -423,11 +507,26 @@ fn disbelieved(pod: &ObjectKey, address: IpAddr, owner: Option<&str>) -> Warning
     }
 }
 
+fn out_of_reach(node: Option<&str>) -> Warning {
+    Warning {
+        object: format!("Node {}", node.unwrap_or("without a name")),
+        message: "the overlay does not lead to it, because the API has no such Node, or it has no \
+                  InternalIP of a family that this node has one of, too; its pods with addresses \
+                  outside of podCIDRs are out of reach"
+            .to_owned(),
+    }
+}
+
 /// The way to a pod whose address is in no node's pod network.
-fn route_outside(state: &ClusterState, node: Option<&str>) -> Option<Route> {
-    let tunnel = state.nodes.get(node?)?.tunnel_address()?;
-    Some(Route {
-        kind: KIND_REMOTE_POD,
-        tunnel: underlay(tunnel),
-    })
+fn route_outside(state: &ClusterState, node: Option<&str>) -> Route {
+    let known = node.and_then(|node| state.nodes.get(node));
+    match (known, state.settings.routing) {
+        (Some(node), _) => Route::to(state, node, KIND_REMOTE_POD).unwrap_or(NOWHERE),
+        // The routes do not depend on whose it is.
+        (None, Routing::Native) => Route {
+            kind: KIND_REMOTE_POD,
+            ..WORLD
+        },
+        (None, Routing::Vxlan) => NOWHERE,
+    }
 }

@@ -1,7 +1,10 @@
 //! Whole clusters, whole answers. What holds for every cluster is checked in `tests/properties`.
 
 use weft_abi::{
-    ipcache::{KIND_HOST, KIND_LOCAL_POD, KIND_REMOTE_NODE, KIND_REMOTE_POD, KIND_WORLD},
+    ipcache::{
+        IPCACHE_NO_MASQUERADE, IpcacheEntry, KIND_HOST, KIND_LOCAL_POD, KIND_REMOTE_NODE,
+        KIND_REMOTE_POD, KIND_WORLD,
+    },
     policy::DENY,
 };
 
@@ -11,7 +14,7 @@ use crate::{
     lookup,
     model::{
         IpBlock, LocalEndpoint, Namespace, NamespaceScope, NetworkPolicy, Node, ObjectKey, Peer,
-        Peers, Pod, PolicyRule, PortMatch, PortSpec, Ports, Protocol,
+        Peers, Pod, PolicyRule, PortMatch, PortSpec, Ports, Protocol, Routing,
     },
     selector::{Requirement, Selector},
 };
@@ -358,6 +361,245 @@ fn nodes_that_claim_what_others_have_are_told() {
         .iter()
         .map(|warning| warning.object.as_str())
         .collect();
-    assert_eq!(told, ["Node lost", "Node twin", "Node twin"]);
-    assert_eq!(lookup::ipcache(&desired.contents, ip("10.0.3.1")), None);
+    // The own node has no InternalIP any more: nothing is tunnelled to the others.
+    assert_eq!(told, ["Node lost", "Node there", "Node twin", "Node twin"]);
+    assert_eq!(
+        kind_and_tunnel(&desired, "10.0.3.1"),
+        (KIND_LOCAL_POD, None)
+    );
+}
+
+/// How an address is reached, and the underlay address that it is reached through.
+fn kind_and_tunnel(desired: &Desired, address: &str) -> (u8, Option<IpAddr>) {
+    let entry = lookup::ipcache(&desired.contents, ip(address)).map(|(_, entry)| entry);
+    let IpcacheEntry { kind, tunnel, .. } = entry.unwrap_or_default();
+    let tunnel = crate::model::canonical(tunnel.to_ip());
+    (kind, (!tunnel.is_unspecified()).then_some(tunnel))
+}
+
+fn warned(desired: &Desired) -> Vec<String> {
+    desired.warnings.iter().map(ToString::to_string).collect()
+}
+
+/// Gives a node other InternalIPs.
+fn readdress(state: &mut ClusterState, node: &str, addresses: &[&str]) {
+    let node = state.nodes.get_mut(node).expect("a node of the cluster");
+    node.internal_ips = addresses.iter().map(|address| ip(address)).collect();
+}
+
+#[test]
+fn tunnels_are_of_a_family_that_both_nodes_have() {
+    let tunnel = |own: &[&str], other: &[&str]| {
+        let mut state = mk_state();
+        readdress(&mut state, "here", own);
+        readdress(&mut state, "there", other);
+        let desired = Compiler::new().compile(&state);
+        let (kind, tunnel) = kind_and_tunnel(&desired, "10.0.1.77");
+        assert_eq!(tunnel.is_none(), kind == KIND_LOCAL_POD);
+        assert_eq!(tunnel.is_none(), desired.warnings.len() == 1);
+        tunnel
+    };
+    let dual = ["2001:db8::1", "2001:db8::2", "192.0.2.7"];
+    assert_eq!(tunnel(&["192.0.2.1"], &dual), Some(ip("192.0.2.7")));
+    assert_eq!(tunnel(&["2001:db8::9"], &dual), Some(ip("2001:db8::1")));
+    assert_eq!(tunnel(&dual, &["2001:db8::9"]), Some(ip("2001:db8::9")));
+    assert_eq!(tunnel(&["192.0.2.1"], &["2001:db8::9"]), None);
+    assert_eq!(tunnel(&[], &["192.0.2.2"]), None);
+}
+
+#[test]
+fn pods_of_an_unreachable_node_are_nowhere() {
+    let mut state = mk_state();
+    mk_policy(&mut state, "web", "web", vec![peer("client")]);
+    pod_mut(&mut state, "other").ips = vec![ip("172.16.0.1")];
+    readdress(&mut state, "there", &["2001:db8::2"]);
+    let desired = Compiler::new().compile(&state);
+    for address in ["10.0.1.2", "10.0.1.77", "172.16.0.1"] {
+        assert_eq!(kind_and_tunnel(&desired, address), (KIND_LOCAL_POD, None));
+    }
+    // The node itself is reached like any other address.
+    assert_eq!(kind_and_tunnel(&desired, "2001:db8::2"), (KIND_WORLD, None));
+    assert_eq!(desired.warnings.len(), 2, "{:?}", warned(&desired));
+
+    // Nobody knows where this one is.
+    let mut state = mk_state();
+    let lost = pod_mut(&mut state, "other");
+    lost.ips = vec![ip("172.16.0.1")];
+    lost.node = Some("gone".to_owned());
+    let desired = Compiler::new().compile(&state);
+    assert_eq!(
+        kind_and_tunnel(&desired, "172.16.0.1"),
+        (KIND_LOCAL_POD, None)
+    );
+    assert_eq!(desired.warnings.len(), 1, "{:?}", warned(&desired));
+}
+
+#[test]
+fn native_routing_has_no_tunnels() {
+    let mut state = mk_state();
+    state.settings.routing = Routing::Native;
+    // No underlay in common is needed either: the routes are the underlay's business.
+    readdress(&mut state, "there", &["2001:db8::2"]);
+    pod_mut(&mut state, "other").ips = vec![ip("172.16.0.1")];
+    mk_policy(
+        &mut state,
+        "web",
+        "web",
+        vec![peer("client"), peer("other")],
+    );
+    let desired = Compiler::new().compile(&state);
+    for (address, kind) in [
+        ("10.0.1.2", KIND_REMOTE_POD),
+        ("10.0.1.77", KIND_REMOTE_POD),
+        ("172.16.0.1", KIND_REMOTE_POD),
+        ("2001:db8::2", KIND_REMOTE_NODE),
+        ("10.0.0.77", KIND_LOCAL_POD),
+        ("192.0.2.1", KIND_HOST),
+    ] {
+        assert_eq!(
+            kind_and_tunnel(&desired, address),
+            (kind, None),
+            "{address}"
+        );
+    }
+    assert_ne!(identity(&desired, "10.0.1.2"), IDENTITY_NONE);
+    assert_ne!(identity(&desired, "172.16.0.1"), IDENTITY_NONE);
+    assert_eq!(warned(&desired), [""; 0]);
+}
+
+#[test]
+fn what_the_interfaces_have_is_the_nodes() {
+    let mut state = mk_state();
+    state.own_addresses = [
+        "192.0.2.1",
+        "198.51.100.7",
+        "2001:db8::7",
+        "10.0.0.1",
+        "10.0.0.2",
+    ]
+    .map(ip)
+    .into();
+    let block = |cidr: &str| {
+        Peer::Block(IpBlock {
+            cidr: cidr.parse().expect("a network"),
+            except: Vec::new(),
+        })
+    };
+    mk_policy(&mut state, "web", "web", vec![block("198.51.100.0/24")]);
+    let desired = Compiler::new().compile(&state);
+    for address in ["192.0.2.1", "198.51.100.7", "2001:db8::7", "10.0.0.1"] {
+        assert_eq!(
+            kind_and_tunnel(&desired, address),
+            (KIND_HOST, None),
+            "{address}"
+        );
+    }
+    assert_ne!(identity(&desired, "198.51.100.7"), IDENTITY_NONE);
+    assert_eq!(
+        identity(&desired, "198.51.100.7"),
+        identity(&desired, "198.51.100.8")
+    );
+    assert_eq!(
+        kind_and_tunnel(&desired, "10.0.0.2"),
+        (KIND_LOCAL_POD, None),
+        "it is a pod's"
+    );
+    assert_eq!(warned(&desired), [""; 0]);
+
+    // Neither nodes nor pods can claim it.
+    readdress(&mut state, "there", &["198.51.100.7", "192.0.2.2"]);
+    pod_mut(&mut state, "client").ips = vec![ip("2001:db8::7")];
+    let desired = Compiler::new().compile(&state);
+    assert_eq!(kind_and_tunnel(&desired, "198.51.100.7"), (KIND_HOST, None));
+    assert_eq!(kind_and_tunnel(&desired, "2001:db8::7"), (KIND_HOST, None));
+    assert_eq!(desired.warnings.len(), 2, "{:?}", warned(&desired));
+}
+
+#[test]
+fn what_is_not_masqueraded_is_said_of_the_outside_only() {
+    let mut state = mk_state();
+    state.settings.non_masquerade = ["10.0.0.0/8", "192.0.2.0/24", "2001:db8::/32"]
+        .map(|text| text.parse().expect("a network"))
+        .to_vec();
+    let block = IpBlock {
+        cidr: "10.7.0.0/16".parse().expect("a network"),
+        except: vec!["10.7.1.0/24".parse().expect("a network")],
+    };
+    mk_policy(&mut state, "web", "web", vec![Peer::Block(block)]);
+    let desired = Compiler::new().compile(&state);
+    let flags = |address: &str| {
+        let entry = lookup::ipcache(&desired.contents, ip(address));
+        entry.map_or(0, |(_, entry)| entry.flags)
+    };
+    for address in [
+        "10.9.9.9",
+        "10.7.0.1",
+        "10.7.1.1",
+        "192.0.2.200",
+        "2001:db8::1",
+    ] {
+        assert_eq!(flags(address), IPCACHE_NO_MASQUERADE, "{address}");
+    }
+    for address in [
+        "11.0.0.1",
+        "10.0.0.9",
+        "10.0.1.9",
+        "192.0.2.2",
+        "2001:db9::1",
+    ] {
+        assert_eq!(flags(address), 0, "{address}");
+    }
+    assert_ne!(identity(&desired, "10.7.0.1"), IDENTITY_NONE);
+    assert_eq!(identity(&desired, "10.7.1.1"), IDENTITY_NONE);
+}
+
+#[test]
+fn broken_pod_networks_take_nothing_away() {
+    for cidr in [
+        "0.0.0.0/0",
+        "192.0.2.0/24",
+        "10.0.0.0/25",
+        "127.0.0.0/8",
+        "::/0",
+    ] {
+        let mut state = mk_state();
+        let node = state.nodes.get_mut("there").expect("a node");
+        node.pod_cidrs = vec![cidr.parse().expect("a network")];
+        pod_mut(&mut state, "other").ips = vec![ip("127.0.0.1")];
+        mk_policy(
+            &mut state,
+            "web",
+            "web",
+            vec![peer("client"), peer("other")],
+        );
+        let desired = Compiler::new().compile(&state);
+        for (address, kind) in [
+            ("198.51.100.1", KIND_WORLD),
+            ("2001:db8::1", KIND_WORLD),
+            ("127.0.0.1", KIND_WORLD),
+            ("192.0.2.200", KIND_WORLD),
+            ("192.0.2.1", KIND_HOST),
+            ("10.0.0.77", KIND_LOCAL_POD),
+            ("10.0.1.77", KIND_WORLD),
+        ] {
+            assert_eq!(
+                kind_and_tunnel(&desired, address).0,
+                kind,
+                "{cidr} {address}"
+            );
+        }
+        // Its pods are found one by one.
+        assert_eq!(
+            kind_and_tunnel(&desired, "10.0.1.2"),
+            (KIND_REMOTE_POD, Some(ip("192.0.2.2")))
+        );
+        assert_ne!(identity(&desired, "10.0.1.2"), IDENTITY_NONE);
+        assert_eq!(identity(&desired, "127.0.0.1"), IDENTITY_NONE);
+        let told = warned(&desired);
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(
+            told[0].starts_with(&format!("Node there: its podCIDR {cidr} ")),
+            "{told:?}"
+        );
+    }
 }
