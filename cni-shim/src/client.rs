@@ -12,15 +12,20 @@ use crate::protocol::{self, Command, MAX_LINE, ProtocolError, Request, Response}
 use crate::queue::Queue;
 
 /// How long a connection may take; it waits only while the agent's backlog is full.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const fn connect_timeout(command: Command) -> Duration {
+    Duration::from_secs(match command {
+        Command::Status => 2,
+        _ => 10,
+    })
+}
 
 /// How long the agent may take to answer. Kubelet gives a sandbox two minutes, and asks for STATUS
-/// every few seconds.
+/// every few seconds: an agent that does not answer that at once is not available.
 const fn answer_timeout(command: Command) -> Duration {
     Duration::from_secs(match command {
         Command::Add | Command::Gc => 60,
         Command::Del | Command::Check => 30,
-        Command::Status => 5,
+        Command::Status => 2,
     })
 }
 
@@ -61,12 +66,20 @@ impl CallError {
 
     /// The error for the runtime.
     pub fn into_cni(self, command: Command) -> CniError {
+        let status = command == Command::Status;
         if let CallError::Protocol { source, .. } = self {
-            return source.into();
+            let error = CniError::from(source);
+            let code = if status {
+                code::NOT_AVAILABLE
+            } else {
+                error.code
+            };
+            return CniError { code, ..error };
         }
-        let code = match command {
-            Command::Status => code::NOT_AVAILABLE,
-            _ => code::TRY_AGAIN_LATER,
+        let code = if status {
+            code::NOT_AVAILABLE
+        } else {
+            code::TRY_AGAIN_LATER
         };
         CniError::new(
             code,
@@ -139,10 +152,11 @@ fn call_within(socket: &Path, request: &Request, timeout: Duration) -> Result<Re
         source,
     };
     let line = protocol::encode_request(request).map_err(protocol_error)?;
-    let stream = connect(socket).map_err(|source| CallError::Connect {
-        socket: socket.to_owned(),
-        source,
-    })?;
+    let stream =
+        connect(socket, connect_timeout(request.command)).map_err(|source| CallError::Connect {
+            socket: socket.to_owned(),
+            source,
+        })?;
     let answer =
         exchange(&stream, &line, Instant::now() + timeout).map_err(|source| CallError::Answer {
             socket: socket.to_owned(),
@@ -154,7 +168,7 @@ fn call_within(socket: &Path, request: &Request, timeout: Duration) -> Result<Re
 /// Connecting to a unix socket has no timeout in the standard library, and blocks while the
 /// listener's backlog is full: a thread waits, and is left behind when it waits for too long (the
 /// process ends soon after).
-fn connect(socket: &Path) -> io::Result<UnixStream> {
+fn connect(socket: &Path, timeout: Duration) -> io::Result<UnixStream> {
     let (sender, receiver) = mpsc::channel();
     let path = socket.to_owned();
     thread::Builder::new()
@@ -164,7 +178,7 @@ fn connect(socket: &Path) -> io::Result<UnixStream> {
             let _ = sender.send(UnixStream::connect(path));
         })?;
     receiver
-        .recv_timeout(CONNECT_TIMEOUT)
+        .recv_timeout(timeout)
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
@@ -280,11 +294,17 @@ mod tests {
             assert!(matches!(error, CallError::Answer { .. }), "{error}");
             agent.join().unwrap();
         }
-        let _ = std::fs::remove_file(&socket);
-        let agent = agent(&socket, b"rubbish\n".to_vec());
-        let error = call(&socket, &request(Command::Add)).unwrap_err();
-        assert!(matches!(error, CallError::Protocol { .. }), "{error}");
-        agent.join().unwrap();
+        for (command, expected) in [
+            (Command::Add, code::INTERNAL),
+            (Command::Status, code::NOT_AVAILABLE),
+        ] {
+            let _ = std::fs::remove_file(&socket);
+            let agent = agent(&socket, b"rubbish\n".to_vec());
+            let error = call(&socket, &request(command)).unwrap_err();
+            assert!(matches!(error, CallError::Protocol { .. }), "{error}");
+            assert_eq!(error.into_cni(command).code, expected);
+            agent.join().unwrap();
+        }
     }
 
     #[test]

@@ -115,6 +115,32 @@ impl NetConf {
         Ok(())
     }
 
+    /// Refuses a configuration that hands address management to another plugin: Weft's agent has
+    /// the addresses, and a pod must not run with one that its operator did not mean.
+    ///
+    /// # Errors
+    ///
+    /// Code 2 with the key and its value.
+    pub fn refuse_delegation(&self) -> Result<(), CniError> {
+        let Some(ipam) = self.extra.get("ipam") else {
+            return Ok(());
+        };
+        let delegates = ipam
+            .get("type")
+            .and_then(Value::as_str)
+            .is_some_and(|plugin| !plugin.is_empty());
+        if !delegates {
+            return Ok(());
+        }
+        Err(CniError::new(
+            code::UNSUPPORTED_FIELD,
+            format!("\"ipam\": {ipam} is not supported"),
+        )
+        .with_details(
+            "the Weft agent gives addresses out of the Node's spec.podCIDRs; remove \"ipam\"",
+        ))
+    }
+
     /// The previous result, if there is one, in the shape that Weft uses inside.
     ///
     /// # Errors
@@ -208,6 +234,22 @@ mod tests {
             parse("{\"name\": \"a\"}").unwrap().version(),
             Ok(Version::V0_1_0)
         );
+    }
+
+    #[test]
+    fn addresses_of_another_plugin_are_refused() {
+        let conf = |ipam: &str| {
+            NetConf::parse(format!("{{\"name\":\"a\",\"ipam\":{ipam}}}").as_bytes()).unwrap()
+        };
+        let error = conf("{\"type\":\"host-local\"}")
+            .refuse_delegation()
+            .unwrap_err();
+        assert_eq!(error.code, code::UNSUPPORTED_FIELD);
+        assert!(error.msg.contains("host-local"), "{}", error.msg);
+        for nothing in ["{}", "null", "{\"type\":\"\"}"] {
+            assert_eq!(conf(nothing).refuse_delegation(), Ok(()), "{nothing}");
+        }
+        assert_eq!(NetConf::default().refuse_delegation(), Ok(()));
     }
 
     #[test]

@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use crate::version::Version;
 
-/// Error codes of the CNI specification, and the two that its Go library adds and runtimes know.
+/// Error codes of the CNI specification, the two that its Go library adds and runtimes know, and
+/// Weft's own.
 pub mod code {
     /// The `cniVersion` is not supported, or the command does not exist in it.
     pub const INCOMPATIBLE_VERSION: u32 = 1;
@@ -29,6 +30,9 @@ pub mod code {
     pub const NOT_AVAILABLE: u32 = 50;
     /// STATUS: the plugin cannot serve ADD, and existing containers may have limited connectivity.
     pub const NOT_AVAILABLE_DEGRADED: u32 = 51;
+    /// CHECK: something that ADD made is missing or another one now. The specification leaves codes
+    /// from 100 on to plugins.
+    pub const DAMAGED: u32 = 100;
     /// Anything else (Go library).
     pub const INTERNAL: u32 = 999;
 }

@@ -53,7 +53,7 @@ impl Failure {
 /// # Errors
 ///
 /// With the codes of the specification: 4 environment, 5 reading stdin, 6 decoding it, 1 version,
-/// 7 network configuration.
+/// 2 a field that asks for what Weft does not do, 7 network configuration.
 pub fn read(
     env: impl Fn(&str) -> Result<Option<String>, CniError>,
     stdin: impl Read,
@@ -143,6 +143,9 @@ fn request(
         )));
     }
     config.validate()?;
+    if matches!(command, Command::Add | Command::Check | Command::Status) {
+        config.refuse_delegation()?;
+    }
     if command == Command::Check && config.prev_result.as_ref().is_none_or(Value::is_null) {
         return Err(CniError::new(
             code::INVALID_CONFIG,

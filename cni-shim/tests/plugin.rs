@@ -120,6 +120,16 @@ fn bad_input_fails_with_its_code() {
     assert_code(&plugin(&env("ADD", "/proc/self/ns/net"), &good), 8);
     assert_code(&plugin(&env("DEL", "/proc/self/ns/net"), &good), 8);
     assert_code(&plugin(&env("STATUS", ""), &conf("1.0.0", dir.path())), 1);
+    assert_code(&plugin(&env("GC", ""), &conf("1.0.0", dir.path())), 1);
+    let check = env("CHECK", "/proc/1/nothing");
+    assert_code(&plugin(&check, &conf("0.3.1", dir.path())), 1);
+    assert_code(&plugin(&check, &good), 7); // without a prevResult
+    for ifname in ["sixteen-letters-", "a/b", ".."] {
+        let env = [&env("ADD", "/n")[..], &[("CNI_IFNAME", ifname)]].concat();
+        assert_code(&plugin(&env, &good), 4);
+    }
+    let delegating = br#"{"cniVersion":"1.1.0","name":"a","ipam":{"type":"host-local"}}"#;
+    assert_code(&plugin(&add, delegating), 2);
 
     let error = assert_code(&plugin(&add, &conf("3.0.0", dir.path())), 1);
     assert!(
