@@ -442,7 +442,7 @@ fn nodes_that_make_no_sense_cut_nobody_off() {
 /// old one ends without a word.
 fn readdress(playground: &Playground, name: &str, new: IpAddr) -> Result<()> {
     let node = playground.node(name)?;
-    let old = IpAddr::from(node.address);
+    let old = node.address();
     // Otherwise the new address goes with the old one, which is of the same network.
     node.netns
         .sysctl("net/ipv4/conf/all/promote_secondaries", "1")?;

@@ -108,7 +108,7 @@ fn nothing_is_left_behind() {
             .into_iter()
             .filter(|name| name.starts_with(&prefix))
     };
-    assert_eq!(names().count(), 3);
+    assert_eq!(names().count(), 5);
     let (dir, cgroup) = (playground.dir(), cleanup::cgroup_dir(&id).unwrap());
     assert!(dir.exists() && cgroup.exists());
     drop(playground);

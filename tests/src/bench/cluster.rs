@@ -116,11 +116,17 @@ impl Cluster {
         let baseline = Baseline::new([
             Node {
                 netns: &first.netns,
-                address: first.address,
+                address: first
+                    .addresses
+                    .ipv4()
+                    .context("a node has no IPv4 address")?,
             },
             Node {
                 netns: &second.netns,
-                address: second.address,
+                address: second
+                    .addresses
+                    .ipv4()
+                    .context("a node has no IPv4 address")?,
             },
         ])?;
         let cluster = Self {

@@ -133,7 +133,7 @@ fn make(id: &str, terminal: Terminal) -> Result<Playground> {
         terminal.say(&format!(
             "{}  {}  {}",
             node.name,
-            node.address,
+            node.address(),
             node.dir.display()
         ));
     }

@@ -16,7 +16,7 @@ impl Playground {
     ///
     /// When it runs already or cannot be started.
     pub fn start_agent(&mut self, node: &str) -> Result<()> {
-        let (binaries, flags) = (self.binaries.clone(), self.agent_flags.clone());
+        let (binaries, flags) = (self.binaries.clone(), self.plan.flags());
         self.node_mut(node)?.start_agent(&binaries, &flags)
     }
 

@@ -1,11 +1,23 @@
 //! What a playground is to be like.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::Playground;
+use super::families::{Families, Family};
+use crate::controllers::{PodRange, PodRanges};
+
+/// How pods' packets get from node to node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Routing {
+    /// In VXLAN.
+    #[default]
+    Vxlan,
+    /// As they are, by the nodes' routes.
+    Native,
+}
 
 /// Describes a playground.
 #[derive(Clone, Debug)]
@@ -14,8 +26,12 @@ pub struct Builder {
     pub(super) id: Option<String>,
     pub(super) nodes: u8,
     pub(super) zones: Vec<String>,
-    pub(super) pod_cidr: Ipv4Net,
-    pub(super) service_cidr: Ipv4Net,
+    pub(super) families: Families,
+    pub(super) underlay: Option<Families>,
+    pub(super) routing: Routing,
+    pub(super) second_uplink: bool,
+    pub(super) pods: [PodRange; 2],
+    pub(super) services: [IpNet; 2],
     pub(super) agents: bool,
     pub(super) agent_flags: Vec<String>,
 }
@@ -27,8 +43,21 @@ impl Default for Builder {
             id: None,
             nodes: 1,
             zones: Vec::new(),
-            pod_cidr: Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16),
-            service_cidr: Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16),
+            families: Families::default(),
+            underlay: None,
+            routing: Routing::default(),
+            second_uplink: false,
+            pods: [
+                PodRange {
+                    cluster: v4([10, 244], 16),
+                    node_prefix: 24,
+                },
+                PodRange {
+                    cluster: v6([0xfd00, 0x10, 0x244], 56),
+                    node_prefix: 64,
+                },
+            ],
+            services: [v4([10, 96], 16), v6([0xfd00, 0x10, 0x96], 112)],
             agents: true,
             agent_flags: Vec::new(),
         }
@@ -64,17 +93,54 @@ impl Builder {
         self
     }
 
-    /// The range that nodes get their pod ranges from.
+    /// The families of pods and services; IPv4 only by default. Both nodes and cluster prefer the
+    /// first.
     #[must_use]
-    pub fn pod_cidr(mut self, range: Ipv4Net) -> Self {
-        self.pod_cidr = range;
+    pub fn families(mut self, families: Families) -> Self {
+        self.families = families;
         self
     }
 
-    /// The range that services get their addresses from.
+    /// The families of the nodes' addresses; by default those of the cluster.
     #[must_use]
-    pub fn service_cidr(mut self, range: Ipv4Net) -> Self {
-        self.service_cidr = range;
+    pub fn underlay(mut self, families: Families) -> Self {
+        self.underlay = Some(families);
+        self
+    }
+
+    /// How pods' packets get from node to node: what `--routing` says to the agents.
+    #[must_use]
+    pub fn routing(mut self, routing: Routing) -> Self {
+        self.routing = routing;
+        self
+    }
+
+    /// Gives each node a second uplink, `eth1`, into a network of its own with one machine in it,
+    /// [`Playground::second_machine`].
+    #[must_use]
+    pub fn second_uplink(mut self) -> Self {
+        self.second_uplink = true;
+        self
+    }
+
+    /// The range of its family that nodes get their pod ranges from, by default `10.244.0.0/16` and
+    /// `fd00:10:244::/56`, and the prefix length of a node's part of it, by default 24 and 64.
+    #[must_use]
+    pub fn pod_cidr(mut self, range: impl Into<IpNet>, node_prefix: u8) -> Self {
+        let cluster = range.into();
+        self.pods[slot(&cluster)] = PodRange {
+            cluster,
+            node_prefix,
+        };
+        self
+    }
+
+    /// The range of its family that services get their addresses from, by default `10.96.0.0/16` and
+    /// `fd00:10:96::/112`.
+    #[must_use]
+    pub fn service_cidr(mut self, range: impl Into<IpNet>) -> Self {
+        let range = range.into();
+        self.services[slot(&range)] = range;
         self
     }
 
@@ -100,4 +166,42 @@ impl Builder {
     pub fn start(self) -> Result<Playground> {
         Playground::start(&self)
     }
+
+    /// The families of the nodes' addresses.
+    pub(super) fn node_families(&self) -> &'static [Family] {
+        self.underlay.unwrap_or(self.families).each()
+    }
+
+    /// The pod ranges, the preferred family's first.
+    pub(super) fn pod_ranges(&self) -> PodRanges {
+        let range = |family: &Family| self.pods[*family as usize];
+        PodRanges(self.families.each().iter().map(range).collect())
+    }
+
+    /// The service ranges, the preferred family's first.
+    pub(super) fn service_ranges(&self) -> Vec<IpNet> {
+        let range = |family: &Family| self.services[*family as usize];
+        self.families.each().iter().map(range).collect()
+    }
+
+    /// What each agent is started with besides its own.
+    pub(super) fn flags(&self) -> Vec<String> {
+        let mut flags = self.agent_flags.clone();
+        if self.routing == Routing::Native {
+            flags.push("--routing=native".to_owned());
+        }
+        flags
+    }
+}
+
+fn slot(range: &IpNet) -> usize {
+    Family::of(range.addr()) as usize
+}
+
+fn v4([a, b]: [u8; 2], prefix: u8) -> IpNet {
+    Ipv4Net::new_assert(Ipv4Addr::new(a, b, 0, 0), prefix).into()
+}
+
+fn v6([a, b, c]: [u16; 3], prefix: u8) -> IpNet {
+    Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0), prefix).into()
 }

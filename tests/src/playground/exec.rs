@@ -20,7 +20,8 @@ impl Playground {
             .with_context(|| format!("running {args:?} in pod {namespace}/{pod}"))
     }
 
-    /// Runs `weft-testpod` in a node's own namespace, as a process of the host.
+    /// Runs `weft-testpod` in a node's own namespace, as a process of the host: its cgroup is below
+    /// the node's, so that socket programs attached to that see it.
     ///
     /// # Errors
     ///
@@ -68,7 +69,7 @@ impl Playground {
         Ok(command)
     }
 
-    fn testpod(&self, args: &[&str]) -> Command {
+    pub(super) fn testpod(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.binaries.testpod);
         command
             .args(args)
@@ -88,7 +89,7 @@ pub struct Background {
 }
 
 impl Background {
-    fn start(mut command: Command) -> Result<Self> {
+    pub(super) fn start(mut command: Command) -> Result<Self> {
         let mut child = command.spawn()?;
         let stdout = child.stdout.take().context("the output is not a pipe")?;
         let mut background = Background {

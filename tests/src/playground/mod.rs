@@ -1,14 +1,17 @@
 //! A cluster on one machine, with nothing faked on the packet's path.
 //!
 //! ```text
-//!   root namespace                 weft-<id>-fabric            weft-<id>-<node>
-//!   +---------------------+        +---------------------+     +-----------------------------+
-//!   | API server          |        | API server's other  |     | eth0 172.30.0.10+i          |
-//!   | 127.0.0.1:<random>  |        | socket              |     | weft-agent (a process)      |
-//!   | controllers         |        | 172.30.0.1:6443     |     |  +-------------------+      |
-//!   | kubelets (tasks)    |        | bridge 172.30.0.1/16|-----|  | pod's namespace   | ...  |
-//!   | the test            |        |                     |     |  | weft-testpod      |      |
-//!   +---------------------+        +---------------------+     +--+-------------------+------+
+//!   root namespace          fabric                          node<n>
+//!   +------------------+    +--------------------------+    +-----------------------------+
+//!   | API server       |    | API server's other       |    | eth0 172.30.0.<9+n>         |
+//!   | 127.0.0.1:<any>  |    | sockets, port 6443       |    |      fd00:172:30::<9+n>     |
+//!   | controllers      |    | bridge 172.30.0.1/16     |----|  weft-agent (a process)     |
+//!   | kubelets (tasks) |    |        fd00:172:30::1/64 |    |  +-------------------+      |
+//!   | the test         |    | routes between nodes and |    |  | pod's namespace   | ...  |
+//!   +------------------+    | the outside              |    |  | weft-testpod      |      |
+//!                           +--------------------------+    +--+-------------------+------+
+//!                                | link with an MTU of its own
+//!                           router ---- outside 198.51.100.10 to .13, 2001:db8:51::a to ::d
 //! ```
 //!
 //! Each node has a namespace, a BPF file system, a cgroup, a state directory and CNI directories of
@@ -30,53 +33,54 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node as NodeObject;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use tokio::runtime::Runtime;
 
 use crate::api::{ApiServer, ServiceRanges, kubeconfig};
-use crate::controllers::{Controllers, PodRanges};
+use crate::controllers::Controllers;
 use crate::netns::Netns;
+use families::{FIRST_NODE, NODES, ROUTER, SECOND};
 
 mod agents;
 mod builder;
 pub mod cgroup;
+mod changes;
 pub mod cleanup;
 pub mod cni;
 mod exec;
+pub mod families;
 pub mod kubectl;
 pub mod kubelet;
+mod machine;
 pub mod network;
 pub mod node;
 mod objects;
 pub mod process;
 mod wait;
 
-pub use builder::Builder;
+pub use builder::{Builder, Routing};
 pub use exec::Background;
+pub use families::{Families, Family};
+pub use machine::Machine;
 pub use node::{Binaries, Node};
 pub use process::Limit;
 pub use wait::{Fatal, PATIENCE, wait};
 
-/// The fabric's address, where the nodes find the API server.
-const FABRIC: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
-
-/// The prefix length of the fabric's network.
-const FABRIC_PREFIX: u8 = 16;
-
 /// Where the API server listens in the fabric.
-const API_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(FABRIC), 6443);
-
-/// The last octet of the first node's address.
-const FIRST_NODE: u8 = 10;
+const API_PORT: u16 = 6443;
 
 /// A running cluster. Dropping it removes it.
 pub struct Playground {
     id: String,
+    plan: Builder,
     nodes: Vec<Node>,
+    /// How many nodes there ever were: names and addresses are not used twice.
+    joined: u8,
     binaries: Binaries,
-    agent_flags: Vec<String>,
+    world: Option<machine::World>,
     control_plane: Option<ControlPlane>,
     /// None only while dropping.
     runtime: Option<Runtime>,
@@ -134,39 +138,37 @@ impl Playground {
         let mut playground = Playground {
             _claim: cleanup::claim(&id)?,
             id,
+            plan: plan.clone(),
             nodes: Vec::new(),
+            joined: 0,
             binaries,
-            agent_flags: plan.agent_flags.clone(),
+            world: None,
             control_plane: None,
             runtime: Some(runtime),
         };
-        playground.build(plan)?;
+        playground.build()?;
         Ok(playground)
     }
 
-    fn build(&mut self, plan: &Builder) -> Result<()> {
-        let name = cleanup::netns_name(&self.id, "fabric");
-        let fabric = Netns::create(&name).with_context(|| format!("making {name}"))?;
-        network::make_fabric(&fabric, FABRIC, FABRIC_PREFIX)?;
-        for index in 0..plan.nodes {
-            let name = format!("node{}", index + 1);
-            let zone = plan
-                .zones
-                .get(usize::from(index) % plan.zones.len().max(1))
-                .cloned();
-            let octet = FIRST_NODE.checked_add(index).context("too many nodes")?;
-            let address = Ipv4Addr::new(172, 30, 0, octet);
-            let node = Node::make(&self.id, &name, address, zone)?;
-            network::join(&fabric, &node.netns, &name, address, FABRIC_PREFIX, FABRIC)?;
-            self.nodes.push(node);
-        }
-        self.control_plane = Some(self.start_control_plane(fabric, plan)?);
-        self.register_nodes()?;
-        for index in 0..self.nodes.len() {
-            self.start_kubelet(index)?;
-        }
-        if plan.agents {
-            let names: Vec<String> = self.nodes.iter().map(|node| node.name.clone()).collect();
+    fn build(&mut self) -> Result<()> {
+        let make = |what: &str| {
+            let name = cleanup::netns_name(&self.id, what);
+            Netns::create(&name).with_context(|| format!("making {name}"))
+        };
+        let fabric = make("fabric")?;
+        network::make_fabric(&fabric)?;
+        self.world = Some(machine::World::make(
+            &self.id,
+            &fabric,
+            make,
+            self.plan.second_uplink,
+        )?);
+        self.control_plane = Some(self.start_control_plane(fabric)?);
+        let agents = self.plan.agents;
+        let names = (0..self.plan.nodes)
+            .map(|_| self.join_node())
+            .collect::<Result<Vec<_>>>()?;
+        if agents {
             for name in &names {
                 self.start_agent(name)?;
             }
@@ -177,20 +179,61 @@ impl Playground {
         Ok(())
     }
 
-    fn start_control_plane(&self, fabric: Netns, plan: &Builder) -> Result<ControlPlane> {
+    /// Makes the next node, registers it and starts its kubelet.
+    fn join_node(&mut self) -> Result<String> {
+        let index = self.joined;
+        let number = FIRST_NODE.checked_add(index).context("too many nodes")?;
+        self.joined += 1;
+        let name = format!("node{}", self.joined);
+        let plan = &self.plan;
+        let zones = plan.zones.len().max(1);
+        let zone = plan.zones.get(usize::from(index) % zones).cloned();
+        let families = plan.node_families();
+        let own = families.iter().map(|f| NODES.host(*f, number)).collect();
+        // From here on it is removed with the playground.
+        self.nodes.push(Node::make(&self.id, &name, own, zone)?);
+        let node = self.node(&name)?;
+        let on = |subnet: families::Subnet| -> Vec<IpNet> {
+            families
+                .iter()
+                .map(|f| subnet.interface(*f, number))
+                .collect()
+        };
+        let fabric = &self.plane().fabric;
+        let uplink = on(NODES);
+        network::join(
+            fabric,
+            network::BRIDGE,
+            &name,
+            &node.netns,
+            network::UPLINK,
+            &uplink,
+        )?;
+        for family in families {
+            network::set_default_route(&node.netns, *family)?;
+        }
+        if plan.second_uplink {
+            let (bridge, uplink) = (network::SECOND_BRIDGE, network::SECOND_UPLINK);
+            let port = format!("{name}-{uplink}");
+            network::join(fabric, bridge, &port, &node.netns, uplink, &on(SECOND))?;
+        }
+        let file = node.kubeconfig();
+        let api = SocketAddr::new(NODES.host(families[0], ROUTER), API_PORT);
+        fs::write(&file, kubeconfig(&format!("http://{api}")))
+            .with_context(|| format!("writing {}", file.display()))?;
+        self.register_node(&name)?;
+        self.start_kubelet(&name)?;
+        Ok(name)
+    }
+
+    fn start_control_plane(&self, fabric: Netns) -> Result<ControlPlane> {
         let listeners = listen(&fabric, SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
-        let address = listeners[1].local_addr()?;
+        let address = listeners[0].local_addr()?;
         let ranges = ServiceRanges {
-            cidrs: vec![plan.service_cidr.into()],
+            cidrs: self.plan.service_ranges(),
             ..ServiceRanges::default()
         };
-        let api =
-            ApiServer::start_with(listeners.into(), ranges).context("starting the API server")?;
-        for node in &self.nodes {
-            let file = node.kubeconfig();
-            fs::write(&file, kubeconfig(&format!("http://{API_ADDRESS}")))
-                .with_context(|| format!("writing {}", file.display()))?;
-        }
+        let api = ApiServer::start_with(listeners, ranges).context("starting the API server")?;
         let url = format!("http://{address}");
         let own = cleanup::dir(&self.id).join("kubeconfig");
         fs::write(&own, kubeconfig(&url)).with_context(|| format!("writing {}", own.display()))?;
@@ -199,10 +242,7 @@ impl Playground {
         let _context = runtime.enter();
         let config = kube::Config::new(url.parse().context("the API server's address")?);
         let client = Client::try_from(config).context("making a client")?;
-        let controllers = Controllers::start(
-            api.registry().clone(),
-            PodRanges::single(plan.pod_cidr.into()),
-        )?;
+        let controllers = Controllers::start(api.registry().clone(), self.plan.pod_ranges())?;
         Ok(ControlPlane {
             fabric,
             client,
@@ -212,32 +252,37 @@ impl Playground {
         })
     }
 
-    fn register_nodes(&self) -> Result<()> {
-        let client = self.client();
+    fn register_node(&self, name: &str) -> Result<()> {
+        let node = self.node(name)?;
+        let api: Api<NodeObject> = Api::all(self.client());
         self.block_on(async {
-            let api: Api<NodeObject> = Api::all(client);
-            for node in &self.nodes {
-                let object = serde_json::from_value(node.object())?;
-                api.create(&PostParams::default(), &object).await?;
-                let status = Patch::Merge(node.status());
-                api.patch_status(&node.name, &PatchParams::default(), &status)
-                    .await?;
-            }
+            let object = serde_json::from_value(node.object())?;
+            api.create(&PostParams::default(), &object).await?;
             anyhow::Ok(())
         })
-        .context("registering the nodes")
+        .and_then(|()| self.report_node(name))
+        .with_context(|| format!("registering {name}"))
     }
 
-    fn start_kubelet(&mut self, index: usize) -> Result<()> {
+    /// Writes a node's status as it is now.
+    fn report_node(&self, name: &str) -> Result<()> {
+        let status = Patch::Merge(self.node(name)?.status());
+        let api: Api<NodeObject> = Api::all(self.client());
+        let done = self.block_on(api.patch_status(name, &PatchParams::default(), &status));
+        done.map(drop)
+            .with_context(|| format!("reporting the status of {name}"))
+    }
+
+    fn start_kubelet(&mut self, name: &str) -> Result<()> {
         let client = self.client();
         let handle = self.runtime().handle().clone();
         let program = self.binaries.testpod.clone();
         let playground = self.id.clone();
-        let node = self.nodes.get_mut(index).context("no such node")?;
+        let node = self.node_mut(name)?;
         let host = kubelet::Host {
             playground,
             node: node.name.clone(),
-            address: node.address,
+            addresses: node.addresses.clone(),
             netns: Arc::clone(&node.netns),
             cni: node.cni(),
             cgroup: node.cgroup.join("pods"),
@@ -293,7 +338,7 @@ impl Playground {
             .context("there is no API server")?;
         plane.api.stop();
         let listeners = listen(&plane.fabric, plane.address)?;
-        plane.api.restart(listeners.into())
+        plane.api.restart(listeners)
     }
 
     /// A client of the API server.
@@ -323,13 +368,13 @@ impl Playground {
         found.with_context(|| format!("no node {name}"))
     }
 
-    /// A node's address.
+    /// A node's preferred address.
     ///
     /// # Errors
     ///
     /// When there is none of that name.
     pub fn node_ip(&self, name: &str) -> Result<IpAddr> {
-        Ok(self.node(name)?.address.into())
+        Ok(self.node(name)?.address())
     }
 
     /// Runs asynchronous work, such as requests with [`Playground::client`].
@@ -386,13 +431,18 @@ impl Drop for Playground {
     }
 }
 
-/// The API server's sockets: in the fabric for the nodes, in the root namespace for everyone else.
-fn listen(fabric: &Netns, outside: SocketAddr) -> Result<[TcpListener; 2]> {
-    let inside = fabric
-        .run(|| TcpListener::bind(API_ADDRESS))?
-        .with_context(|| format!("listening on {API_ADDRESS} in the fabric"))?;
-    let outside = TcpListener::bind(outside).with_context(|| format!("listening on {outside}"))?;
-    Ok([inside, outside])
+/// The API server's sockets: in the root namespace for everyone else, in the fabric for the nodes.
+fn listen(fabric: &Netns, outside: SocketAddr) -> Result<Vec<TcpListener>> {
+    let mut listeners =
+        vec![TcpListener::bind(outside).with_context(|| format!("listening on {outside}"))?];
+    for family in Family::BOTH {
+        let address = SocketAddr::new(NODES.host(family, ROUTER), API_PORT);
+        let inside = fabric
+            .run(|| TcpListener::bind(address))?
+            .with_context(|| format!("listening on {address} in the fabric"))?;
+        listeners.push(inside);
+    }
+    Ok(listeners)
 }
 
 fn unique_id(name: &str) -> Result<String> {

@@ -1,25 +1,26 @@
 //! One node: namespace, mounts, directories, agent.
 
 use std::fs::{self, OpenOptions};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail};
 use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 
+use super::families::Family;
 use super::kubelet::{Kubelet, Sandboxes};
-use super::{cgroup, cleanup, cni, process};
+use super::{cgroup, cleanup, cni, network, process};
 use crate::netns::{self, Netns};
 
 /// A node of a playground.
 pub struct Node {
     /// Its name, also in the API.
     pub name: String,
-    /// Its address.
-    pub address: Ipv4Addr,
+    /// Its addresses.
+    pub addresses: Addresses,
     /// Its zone, if the playground has zones.
     pub zone: Option<String>,
     /// Its namespace.
@@ -34,9 +35,69 @@ pub struct Node {
     pub(super) kubelet: Option<Kubelet>,
 }
 
+/// A node's InternalIPs, the preferred one first. They can change; all copies see it.
+///
+/// Invariant: there is at least one.
+#[derive(Clone, Debug)]
+pub struct Addresses(Arc<Mutex<Vec<IpAddr>>>);
+
+impl Addresses {
+    fn new(addresses: Vec<IpAddr>) -> Result<Self> {
+        if addresses.is_empty() {
+            bail!("a node needs an address");
+        }
+        Ok(Addresses(Arc::new(Mutex::new(addresses))))
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<IpAddr> {
+        self.locked().clone()
+    }
+
+    /// The preferred one.
+    pub fn first(&self) -> IpAddr {
+        self.locked()[0]
+    }
+
+    /// The first of a family.
+    pub fn of(&self, family: Family) -> Option<IpAddr> {
+        let all = self.locked();
+        all.iter().copied().find(|ip| Family::of(*ip) == family)
+    }
+
+    /// The first IPv4 address.
+    pub fn ipv4(&self) -> Option<Ipv4Addr> {
+        match self.of(Family::V4) {
+            Some(IpAddr::V4(address)) => Some(address),
+            _ => None,
+        }
+    }
+
+    /// Puts an address in the place of another; false when that is not there.
+    pub(super) fn replace(&self, old: IpAddr, new: IpAddr) -> bool {
+        let mut all = self.locked();
+        let place = all.iter_mut().find(|address| **address == old);
+        place.map(|address| *address = new).is_some()
+    }
+
+    fn locked(&self) -> std::sync::MutexGuard<'_, Vec<IpAddr>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Node {
     /// Makes what a machine would have: everything but the network's wires and the processes.
-    pub fn make(id: &str, name: &str, address: Ipv4Addr, zone: Option<String>) -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// When anything of it cannot be made, or there is no address.
+    pub fn make(
+        id: &str,
+        name: &str,
+        addresses: Vec<IpAddr>,
+        zone: Option<String>,
+    ) -> Result<Self> {
+        let addresses = Addresses::new(addresses)?;
         let dir = cleanup::dir(id).join(name);
         for part in ["bpf", "state", "run", "cni/bin", "cni/net.d", "log"] {
             let part = dir.join(part);
@@ -54,11 +115,13 @@ impl Node {
         let netns = Netns::create(&netns_name)
             .with_context(|| format!("making the namespace {netns_name}"))?;
         // What every Kubernetes node's operator sets, and what `exec_host` needs to ping.
-        netns.sysctl("net/ipv4/ip_forward", "1")?;
+        network::forward(&netns)?;
         netns.sysctl("net/ipv4/ping_group_range", "0 2147483647")?;
+        // As systemd has it: an address does not take the others of its network with it.
+        netns.sysctl("net/ipv4/conf/all/promote_secondaries", "1")?;
         Ok(Node {
             name: name.to_owned(),
-            address,
+            addresses,
             zone,
             netns: Arc::new(netns),
             dir,
@@ -67,6 +130,11 @@ impl Node {
             agent: None,
             kubelet: None,
         })
+    }
+
+    /// Its preferred address.
+    pub fn address(&self) -> IpAddr {
+        self.addresses.first()
     }
 
     /// The Node object as a kubelet registers it.
@@ -88,11 +156,11 @@ impl Node {
 
     /// The node's status as a kubelet reports it.
     pub fn status(&self) -> Value {
+        let internal = |ip: &IpAddr| json!({ "type": "InternalIP", "address": ip });
+        let mut addresses: Vec<Value> = self.addresses.all().iter().map(internal).collect();
+        addresses.push(json!({ "type": "Hostname", "address": self.name }));
         json!({ "status": {
-            "addresses": [
-                { "type": "InternalIP", "address": self.address },
-                { "type": "Hostname", "address": self.name },
-            ],
+            "addresses": addresses,
             "capacity": { "pods": "110" },
             "allocatable": { "pods": "110" },
             "conditions": [{

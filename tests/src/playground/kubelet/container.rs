@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
+use std::net::IpAddr;
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, bail};
@@ -114,10 +115,17 @@ fn field(host: &Host, pod: &Pod, sandbox: &Sandbox, source: &EnvVarSource) -> Re
         Some("metadata.uid") => pod.uid().unwrap_or_default(),
         Some("spec.nodeName") => host.node.clone(),
         Some("status.podIP") => sandbox.address.to_string(),
-        Some("status.hostIP") => host.address.to_string(),
+        Some("status.podIPs") => list(&sandbox.addresses),
+        Some("status.hostIP") => host.addresses.first().to_string(),
+        Some("status.hostIPs") => list(&host.addresses.all()),
         Some(path) => bail!("the playground does not know the field {path:?}"),
         None => bail!("the playground takes values from fields only"),
     })
+}
+
+fn list(addresses: &[IpAddr]) -> String {
+    let texts: Vec<_> = addresses.iter().map(IpAddr::to_string).collect();
+    texts.join(",")
 }
 
 /// Replaces `$(NAME)` by the variable's value, as the kubelet does; unknown names stay.

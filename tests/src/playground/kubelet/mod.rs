@@ -5,7 +5,6 @@
 //! networking comes from the CNI plugins that the node's configuration names, as in a cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,6 +18,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::cni;
+use super::node::Addresses;
 use crate::netns::Netns;
 
 mod container;
@@ -35,8 +35,8 @@ pub struct Host {
     pub playground: String,
     /// The node's name.
     pub node: String,
-    /// The node's address.
-    pub address: Ipv4Addr,
+    /// The node's addresses.
+    pub addresses: Addresses,
     /// The node's namespace.
     pub netns: Arc<Netns>,
     /// The node's CNI set-up.
@@ -62,6 +62,8 @@ pub struct Sandbox {
     pub cgroup: PathBuf,
     /// Its first address.
     pub address: std::net::IpAddr,
+    /// All its addresses, in the order of the CNI result.
+    pub addresses: Vec<std::net::IpAddr>,
 }
 
 /// The sandboxes of a node's pods, by namespace and name.

@@ -37,7 +37,6 @@ const REPORT_ATTEMPTS: u32 = 20;
 /// A sandbox, and what is needed to take it down.
 struct Attached {
     sandbox: Arc<Sandbox>,
-    addresses: Vec<IpAddr>,
     /// None for host-network pods.
     network: Option<(cni::Network, cni::Attachment, Value)>,
 }
@@ -51,7 +50,7 @@ pub async fn run(client: Client, host: Arc<Host>, pod: Pod, wanted: watch::Recei
         .unwrap_or_default();
     let worker = Worker {
         api: Api::namespaced(client, &pod.namespace().unwrap_or_default()),
-        status: PodStatus::new(host.address.into(), &containers),
+        status: PodStatus::new(host.addresses.all(), &containers),
         containers,
         host,
         pod,
@@ -131,7 +130,9 @@ impl Worker {
                     self.status
                         .container_id
                         .clone_from(&attached.sandbox.container_id);
-                    self.status.addresses.clone_from(&attached.addresses);
+                    self.status
+                        .addresses
+                        .clone_from(&attached.sandbox.addresses);
                     return Some(attached);
                 }
                 Err(error) => format!("{error:#}"),
@@ -315,17 +316,16 @@ fn sandbox(host: &Host, pod: &Pod) -> Result<Attached> {
     }
     if spec.host_network == Some(true) {
         cgroup::create(&cgroup)?;
-        let address = IpAddr::from(host.address);
-        let netns = Arc::clone(&host.netns);
+        let addresses = host.addresses.all();
         let sandbox = Arc::new(Sandbox {
             container_id,
-            netns,
+            netns: Arc::clone(&host.netns),
             cgroup,
-            address,
+            address: host.addresses.first(),
+            addresses,
         });
         return Ok(Attached {
             sandbox,
-            addresses: vec![address],
             network: None,
         });
     }
@@ -373,10 +373,10 @@ fn sandbox(host: &Host, pod: &Pod) -> Result<Attached> {
                 netns,
                 cgroup,
                 address,
+                addresses,
             });
             Ok(Attached {
                 sandbox,
-                addresses,
                 network: Some((network, attachment, result)),
             })
         }

@@ -32,7 +32,7 @@ pub struct ContainerStatus {
 /// A pod as it is.
 #[derive(Clone, Debug)]
 pub struct PodStatus {
-    host: IpAddr,
+    hosts: Vec<IpAddr>,
     start: Timestamp,
     /// The pod's addresses; none before there is a sandbox.
     pub addresses: Vec<IpAddr>,
@@ -46,7 +46,7 @@ pub struct PodStatus {
 
 impl PodStatus {
     /// A pod that has just come to its node.
-    pub fn new(host: IpAddr, containers: &[Container]) -> Self {
+    pub fn new(hosts: Vec<IpAddr>, containers: &[Container]) -> Self {
         let waiting = |container: &Container| ContainerStatus {
             name: container.name.clone(),
             image: container.image.clone().unwrap_or_default(),
@@ -54,7 +54,7 @@ impl PodStatus {
             ready: false,
         };
         PodStatus {
-            host,
+            hosts,
             start: Timestamp::now(),
             addresses: Vec::new(),
             container_id: String::new(),
@@ -133,10 +133,10 @@ impl PodStatus {
         let containers: Vec<Value> = self.containers.iter().map(|c| self.container(c)).collect();
         json!({ "status": {
             "phase": self.phase(),
-            "hostIP": self.host,
-            "hostIPs": [{ "ip": self.host }],
+            "hostIP": self.hosts.first(),
+            "hostIPs": list(&self.hosts),
             "podIP": self.addresses.first(),
-            "podIPs": self.addresses.iter().map(|ip| json!({ "ip": ip })).collect::<Vec<_>>(),
+            "podIPs": list(&self.addresses),
             "startTime": time(self.start),
             "qosClass": "BestEffort",
             "conditions": conditions,
@@ -186,6 +186,10 @@ impl PodStatus {
     }
 }
 
+fn list(addresses: &[IpAddr]) -> Value {
+    addresses.iter().map(|ip| json!({ "ip": ip })).collect()
+}
+
 fn time(at: Timestamp) -> String {
     // Kubernetes' times are whole seconds.
     Timestamp::from_second(at.as_second())
@@ -203,7 +207,7 @@ mod tests {
             ..Container::default()
         };
         PodStatus::new(
-            "172.30.0.10".parse().unwrap(),
+            vec!["172.30.0.10".parse().unwrap()],
             &[container("a"), container("b")],
         )
     }
