@@ -11,6 +11,8 @@
 //! exists. All precedence is resolved here; the datapath has none to resolve.
 
 mod entries;
+mod frontends;
+mod hostports;
 mod identities;
 mod ipcache;
 mod numbers;
@@ -54,7 +56,8 @@ pub struct Desired {
     pub rules: RuleTable,
     /// Meaning of identities: the peers of policies that match such an address.
     pub identities: BTreeMap<u32, Vec<String>>,
-    /// Meaning of service numbers: `namespace/name:port`.
+    /// Meaning of service numbers: `namespace/name:port` of a service, or
+    /// `hostPort namespace/pod address:port/protocol`, where 0.0.0.0 and :: are every address.
     pub services: BTreeMap<u32, String>,
     /// What an operator should know about the objects, beyond what converting them told.
     pub warnings: Vec<Warning>,
@@ -83,7 +86,7 @@ pub struct Compiler {
     sets: Numbers<Arc<PolicySet>>,
     identities: Numbers<Vec<(Arc<Atom>, u16)>>,
     rules: Numbers<Arc<Rule>>,
-    services: services::Memory,
+    frontends: frontends::Memory,
     previous: Policies,
 }
 
@@ -109,7 +112,7 @@ impl Default for Compiler {
             sets: Numbers::new(POLICY_SET_OPEN + 1),
             identities: Numbers::new(1),
             rules: Numbers::new(1),
-            services: services::Memory::default(),
+            frontends: frontends::Memory::default(),
             previous: Policies::default(),
         }
     }
@@ -125,7 +128,7 @@ impl Compiler {
     /// Takes over the numbers of maps that an earlier agent filled, so that established flows keep
     /// their backends. Call it once, before the first [`Self::compile`].
     pub fn adopt(&mut self, current: &Contents) {
-        self.services.adopt(current);
+        self.frontends.adopt(current);
     }
 
     /// What the maps should hold.
@@ -134,7 +137,10 @@ impl Compiler {
         let Desired {
             contents, warnings, ..
         } = &mut desired;
-        desired.services = self.services.compile(state, contents, warnings);
+        let mut writer = self.frontends.writer(contents);
+        services::write(state, &mut writer, warnings);
+        hostports::write(state, &mut writer, warnings);
+        desired.services = writer.names();
         self.sets.begin();
         self.identities.begin();
         self.rules.begin();

@@ -19,12 +19,12 @@ use crate::{
     selector::{Requirement, Selector},
 };
 
-fn ip(text: &str) -> IpAddr {
+pub(super) fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
 /// Two nodes; `shop/web` is here, `shop/client` and `shop/other` are on the other one.
-fn mk_state() -> ClusterState {
+pub(super) fn mk_state() -> ClusterState {
     let mut state = ClusterState {
         node_name: "here".to_owned(),
         ..ClusterState::default()
@@ -53,7 +53,7 @@ fn mk_state() -> ClusterState {
 }
 
 /// A pod with the label `app` of its own name, and its interface if it is here.
-fn mk_pod(state: &mut ClusterState, name: &str, node: &str, address: &str) {
+pub(super) fn mk_pod(state: &mut ClusterState, name: &str, node: &str, address: &str) {
     let pod = Pod {
         key: ObjectKey::new("shop", name),
         uid: format!("uid-{name}"),
@@ -114,7 +114,7 @@ fn mk_policy(state: &mut ClusterState, name: &str, app: &str, peers: Vec<Peer>) 
     state.policies.insert(policy.key.clone(), policy);
 }
 
-fn pod_mut<'a>(state: &'a mut ClusterState, name: &str) -> &'a mut Pod {
+pub(super) fn pod_mut<'a>(state: &'a mut ClusterState, name: &str) -> &'a mut Pod {
     state
         .pods
         .get_mut(&ObjectKey::new("shop", name))
@@ -377,12 +377,12 @@ fn kind_and_tunnel(desired: &Desired, address: &str) -> (u8, Option<IpAddr>) {
     (kind, (!tunnel.is_unspecified()).then_some(tunnel))
 }
 
-fn warned(desired: &Desired) -> Vec<String> {
+pub(super) fn warned(desired: &Desired) -> Vec<String> {
     desired.warnings.iter().map(ToString::to_string).collect()
 }
 
 /// Gives a node other InternalIPs.
-fn readdress(state: &mut ClusterState, node: &str, addresses: &[&str]) {
+pub(super) fn readdress(state: &mut ClusterState, node: &str, addresses: &[&str]) {
     let node = state.nodes.get_mut(node).expect("a node of the cluster");
     node.internal_ips = addresses.iter().map(|address| ip(address)).collect();
 }
