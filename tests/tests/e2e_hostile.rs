@@ -557,6 +557,7 @@ impl Storm {
             netns: netns.path(),
             ifname: "eth0".to_owned(),
             args: "IgnoreUnknown=1".to_owned(),
+            ..Attachment::default()
         };
         let result = self.cni.add(&self.node, &self.network, &attachment).ok();
         if let Some(value) = &result {

@@ -115,3 +115,37 @@ fn nothing_is_left_behind() {
     assert_eq!(names().count(), 0);
     assert!(!dir.exists() && !cgroup.exists());
 }
+
+#[test]
+fn a_completed_pod_keeps_its_object_and_loses_its_sandbox() {
+    let playground = Playground::builder()
+        .name("done")
+        .without_agents()
+        .start()
+        .unwrap();
+    let manifest = r#"
+apiVersion: v1
+kind: Pod
+metadata: { name: once, namespace: default }
+spec:
+  hostNetwork: true
+  nodeName: node1
+  restartPolicy: Never
+  containers: [{ name: once, image: ping, args: ["ping", "127.0.0.1"] }]
+"#;
+    playground.apply(manifest).unwrap();
+    let node = playground.node("node1").unwrap();
+    wait("the pod is complete", PATIENCE, || {
+        let pod = playground.pod("default", "once")?;
+        let status = pod.and_then(|pod| pod.status).unwrap_or_default();
+        anyhow::ensure!(status.phase.as_deref() == Some("Succeeded"), "{status:?}");
+        anyhow::ensure!(status.pod_ip.is_some(), "{status:?}");
+        anyhow::ensure!(node.sandboxes.get("default", "once").is_none());
+        Ok(())
+    })
+    .unwrap();
+    let cgroups = std::fs::read_dir(node.cgroup.join("pods")).unwrap();
+    let left = cgroups.filter(|entry| entry.as_ref().unwrap().path().is_dir());
+    assert_eq!(left.count(), 0);
+    playground.delete_pod("default", "once").unwrap();
+}

@@ -13,7 +13,7 @@ use super::process::{self, Limit};
 use crate::netns::{self, Netns};
 
 /// One attachment of a sandbox to the network.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Attachment {
     /// The sandbox's id.
     pub container_id: String,
@@ -23,6 +23,9 @@ pub struct Attachment {
     pub ifname: String,
     /// `CNI_ARGS`.
     pub args: String,
+    /// What the runtime has to say, by capability. Each plugin gets, as `runtimeConfig`, what its
+    /// configuration declares.
+    pub capabilities: Map<String, Value>,
 }
 
 /// A node's CNI set-up.
@@ -73,7 +76,7 @@ impl Runtime {
     pub fn add(&self, node: &Netns, network: &Network, attachment: &Attachment) -> Result<Value> {
         let mut previous = None;
         for plugin in &network.plugins {
-            let conf = network.conf_of(plugin, previous.as_ref());
+            let conf = network.conf_for(plugin, previous.as_ref(), attachment);
             let output = self.run(node, "ADD", plugin, &conf, Some(attachment))?;
             let result = success("ADD", plugin, &output)?;
             let result: Value = serde_json::from_slice(result)
@@ -94,10 +97,50 @@ impl Runtime {
     ) -> Result<()> {
         let mut failure = Ok(());
         for plugin in network.plugins.iter().rev() {
-            let conf = network.conf_of(plugin, result);
+            let conf = network.conf_for(plugin, result, attachment);
             let done = self
                 .run(node, "DEL", plugin, &conf, Some(attachment))
                 .and_then(|output| success("DEL", plugin, &output).map(drop));
+            failure = failure.and(done);
+        }
+        failure
+    }
+
+    /// CHECK through all plugins with the result of ADD: whether the attachment is as it was made.
+    pub fn check(
+        &self,
+        node: &Netns,
+        network: &Network,
+        attachment: &Attachment,
+        result: &Value,
+    ) -> Result<()> {
+        for plugin in &network.plugins {
+            let conf = network.conf_for(plugin, Some(result), attachment);
+            let output = self.run(node, "CHECK", plugin, &conf, Some(attachment))?;
+            success("CHECK", plugin, &output)?;
+        }
+        Ok(())
+    }
+
+    /// GC through all plugins: what belongs to none of these attachments is to go. With `None` the
+    /// runtime does not say which are valid, as libcni does without arguments. All plugins are run,
+    /// whatever the others say.
+    pub fn gc(&self, node: &Netns, network: &Network, valid: Option<&[Attachment]>) -> Result<()> {
+        let mut failure = Ok(());
+        for plugin in &network.plugins {
+            let mut conf = network.conf_of(plugin, None);
+            if let Some(valid) = valid {
+                let listed: Value = valid
+                    .iter()
+                    .map(|a| json!({ "containerID": a.container_id, "ifname": a.ifname }))
+                    .collect();
+                conf["cni.dev/valid-attachments"] = listed.clone();
+                // What libcni sends besides, for plugins of before the final specification.
+                conf["cni.dev/attachments"] = listed;
+            }
+            let done = self
+                .run(node, "GC", plugin, &conf, None)
+                .and_then(|output| success("GC", plugin, &output).map(drop));
             failure = failure.and(done);
         }
         failure
@@ -143,7 +186,12 @@ impl Runtime {
 }
 
 impl Network {
-    fn parse(text: &[u8]) -> Result<Self> {
+    /// Reads a configuration or a list of them.
+    ///
+    /// # Errors
+    ///
+    /// When no runtime would take it.
+    pub fn parse(text: &[u8]) -> Result<Self> {
         let conf: Map<String, Value> = serde_json::from_slice(text)?;
         let text_of = |key: &str| conf.get(key).and_then(Value::as_str).unwrap_or_default();
         let (name, version) = (text_of("name").to_owned(), text_of("cniVersion").to_owned());
@@ -189,6 +237,30 @@ impl Network {
         Value::Object(conf)
     }
 
+    /// The same with what the runtime says about an attachment, as far as the plugin wants it.
+    fn conf_for(
+        &self,
+        plugin: &Map<String, Value>,
+        previous: Option<&Value>,
+        attachment: &Attachment,
+    ) -> Value {
+        let mut conf = self.conf_of(plugin, previous);
+        let declared = |name: &str| {
+            let capabilities = plugin.get("capabilities").and_then(Value::as_object);
+            capabilities.is_some_and(|all| all.get(name) == Some(&Value::Bool(true)))
+        };
+        let wanted: Map<String, Value> = attachment
+            .capabilities
+            .iter()
+            .filter(|(name, _)| declared(name))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        if !wanted.is_empty() {
+            conf["runtimeConfig"] = Value::Object(wanted);
+        }
+        conf
+    }
+
     /// Reads a result of this network's plugins.
     pub fn result(&self, value: &Value) -> Result<CniResult> {
         let version: Version = self.version.parse()?;
@@ -203,7 +275,10 @@ fn success<'a>(command: &str, plugin: &Map<String, Value>, output: &'a Output) -
     }
     let kind = type_of(plugin);
     match serde_json::from_slice::<CniError>(&output.stdout) {
-        Ok(error) => bail!("plugin {kind} failed {command}: {error}"),
+        // The error itself stays at hand, for its code.
+        Ok(error) => {
+            Err(anyhow::Error::new(error).context(format!("plugin {kind} failed {command}")))
+        }
         Err(_) => bail!(
             "plugin {kind} failed {command} ({}): {}",
             output.status,
@@ -271,6 +346,26 @@ mod tests {
             json!({"cniVersion": "1.1.0", "name": "n", "type": "x", "mtu": 1400,
                    "prevResult": {"cniVersion": "1.1.0"}})
         );
+    }
+
+    #[test]
+    fn plugins_get_of_the_runtimes_words_what_they_declare() {
+        let text = br#"{"cniVersion":"1.1.0","name":"n","plugins":[
+            {"type":"x","capabilities":{"portMappings":true,"bandwidth":false}}, {"type":"y"}]}"#;
+        let network = Network::parse(text).unwrap();
+        let mut attachment = Attachment::default();
+        let conf = |index: usize, attachment: &Attachment| {
+            network.conf_for(&network.plugins[index], None, attachment)
+        };
+        assert_eq!(conf(0, &attachment).get("runtimeConfig"), None);
+        for name in ["portMappings", "bandwidth", "unknown"] {
+            attachment.capabilities.insert(name.to_owned(), json!([]));
+        }
+        assert_eq!(
+            conf(0, &attachment)["runtimeConfig"],
+            json!({"portMappings": []})
+        );
+        assert_eq!(conf(1, &attachment).get("runtimeConfig"), None);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::cni;
 use super::node::Addresses;
 use crate::netns::Netns;
 
+mod capabilities;
 mod container;
 mod pod;
 mod probe;

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::status::{PodStatus, State};
-use super::{Host, Sandbox, Wanted, blocking, container, probe};
+use super::{Host, Sandbox, Wanted, blocking, capabilities, container, probe};
 use crate::netns::{self, Netns};
 use crate::playground::{cgroup, cleanup, cni, network};
 
@@ -91,6 +91,8 @@ impl Worker {
                 .sandboxes
                 .remove(&namespace, &name, &attached.sandbox);
             self.detach(attached).await;
+            // A completed pod's object stays, with its addresses, which may soon be another's.
+            self.deleted().await;
         }
         self.finish().await;
     }
@@ -155,6 +157,7 @@ impl Worker {
     }
 
     /// Starts the containers, reports what becomes of them, and stops them when the pod should go.
+    /// Ends by itself when the pod is complete.
     async fn live(&mut self, attached: &Attached) {
         let (ready, mut readiness) = mpsc::unbounded_channel();
         let mut probes = JoinSet::new();
@@ -193,6 +196,9 @@ impl Worker {
                 }
             }
             self.report().await;
+            if self.is_complete() {
+                break;
+            }
         }
         drop(probes);
         for pid in &pids {
@@ -202,6 +208,20 @@ impl Worker {
         let all = async { while exits.join_next().await.is_some() {} };
         // What is left is killed with the cgroup.
         let _ = timeout(self.grace(), all).await;
+    }
+
+    /// Whether the pod has ended for good: nothing of it is started again.
+    fn is_complete(&self) -> bool {
+        let policy = self
+            .pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.restart_policy.as_deref());
+        match self.status.phase() {
+            "Succeeded" => matches!(policy, Some("Never" | "OnFailure")),
+            "Failed" => policy == Some("Never"),
+            _ => false,
+        }
     }
 
     fn start(&self, index: usize, attached: &Attached) -> Result<(Child, Option<probe::Check>)> {
@@ -338,6 +358,7 @@ fn sandbox(host: &Host, pod: &Pod) -> Result<Attached> {
         &host.playground,
         &format!("{}-{}", host.node, &container_id[..12]),
     );
+    let capabilities = capabilities::of(pod)?;
     let netns = Netns::create(&name).with_context(|| format!("making the namespace {name}"))?;
     let attachment = cni::Attachment {
         container_id: container_id.clone(),
@@ -349,6 +370,7 @@ fn sandbox(host: &Host, pod: &Pod) -> Result<Attached> {
             &pod.uid().unwrap_or_default(),
             &container_id,
         ),
+        capabilities,
     };
     let added = network::prepare_pod(&netns)
         .and_then(|()| cgroup::create(&cgroup))
