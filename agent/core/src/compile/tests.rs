@@ -315,6 +315,144 @@ fn a_reused_address_belongs_to_the_pod_that_lives() {
     assert!(!known(false, false), "only what both have in common holds");
 }
 
+/// The peers that an address is known as.
+fn known_as(desired: &Desired, address: &str) -> Vec<String> {
+    let identity = identity(desired, address);
+    desired
+        .identities
+        .get(&identity)
+        .cloned()
+        .unwrap_or_default()
+}
+
+#[test]
+fn an_address_of_a_pod_that_is_over_is_its_successors() {
+    let mut state = mk_state();
+    mk_pod(&mut state, "done", "here", "10.0.0.9");
+    let peers = ["web", "client", "other", "done"].map(peer).to_vec();
+    mk_policy(&mut state, "web", "web", peers);
+    let own = |app: &str| vec![format!("pods app={app} in namespace shop")];
+    let over = |state: &mut ClusterState, name: &str, address: &str| {
+        let pod = pod_mut(state, name);
+        pod.terminal = true;
+        pod.ips = vec![ip(address)];
+    };
+
+    // Another node's address, after a pod of that node and after one of this.
+    for old in ["client", "done"] {
+        let mut state = state.clone();
+        over(&mut state, old, "10.0.1.3");
+        let desired = Compiler::new().compile(&state);
+        assert_eq!(known_as(&desired, "10.0.1.3"), own("other"), "after {old}");
+        assert_eq!(warned(&desired), [""; 0]);
+    }
+    // This node's likewise. The old pod's sandbox may even be there still.
+    for old in ["client", "done"] {
+        let mut state = state.clone();
+        over(&mut state, old, "10.0.0.2");
+        let desired = Compiler::new().compile(&state);
+        assert_eq!(known_as(&desired, "10.0.0.2"), own("web"), "after {old}");
+        let sandbox = if old == "done" { vec![] } else { own("done") };
+        assert_eq!(known_as(&desired, "10.0.0.9"), sandbox);
+        assert_eq!(warned(&desired), [""; 0]);
+    }
+}
+
+#[test]
+fn an_interface_takes_nothing_over_from_a_pod_of_the_same_name() {
+    let mut state = mk_state();
+    mk_policy(&mut state, "web", "web", vec![peer("web")]);
+    let mut compiler = Compiler::new();
+    let before = compiler.compile(&state);
+    let entry = |desired: &Desired| {
+        lookup::endpoint(&desired.contents, ip("10.0.0.2")).expect("an endpoint")
+    };
+    assert!(entry(&before).policy_set > POLICY_SET_OPEN);
+    assert_ne!(entry(&before).identity, IDENTITY_NONE);
+
+    // The old sandbox is still there when the pod's successor is known.
+    pod_mut(&mut state, "web").uid = "another".to_owned();
+    let desired = compiler.compile(&state);
+    let Endpoint {
+        policy_set,
+        identity,
+        enforce,
+        ..
+    } = entry(&desired);
+    assert_eq!((policy_set, identity, enforce), (0, IDENTITY_NONE, 0));
+    assert!(desired.contents.policy.is_empty());
+
+    // Then the new one, with another address, gets what is the pod's.
+    let mut new = state.endpoints["web"].clone();
+    new.uid = Some("another".to_owned());
+    new.container_id = "new".to_owned();
+    new.ips = vec![ip("10.0.0.3")];
+    new.ifindex = 8;
+    state.endpoints.insert(new.container_id.clone(), new);
+    let desired = compiler.compile(&state);
+    assert_eq!(entry(&desired).policy_set, 0);
+    let new = lookup::endpoint(&desired.contents, ip("10.0.0.3")).expect("an endpoint");
+    assert_eq!(new.policy_set, entry(&before).policy_set);
+    assert_ne!(new.identity, IDENTITY_NONE);
+}
+
+#[test]
+fn ipv6_is_as_good_as_ipv4() {
+    let mut state = mk_state();
+    for (node, cidr) in [("here", "fd00:0:0:0::/64"), ("there", "fd00:0:0:1::/64")] {
+        let node = state.nodes.get_mut(node).expect("a node");
+        node.pod_cidrs.push(cidr.parse().expect("a network"));
+    }
+    readdress(&mut state, "there", &["192.0.2.2", "2001:db8::2"]);
+    mk_pod(&mut state, "six", "here", "fd00::6");
+    let endpoint = state.endpoints.get_mut("web").expect("an endpoint");
+    endpoint.ips.push(ip("fd00::2"));
+    pod_mut(&mut state, "client").ips.push(ip("fd00:0:0:1::2"));
+    pod_mut(&mut state, "other").ips = vec![ip("fd00:0:0:1::3")];
+    let block = IpBlock {
+        cidr: "2001:db8:f::/48".parse().expect("a network"),
+        except: vec!["2001:db8:f:1::/64".parse().expect("a network")],
+    };
+    let peers = vec![peer("client"), peer("six"), Peer::Block(block)];
+    mk_policy(&mut state, "web", "web", peers);
+    let desired = Compiler::new().compile(&state);
+
+    let six = lookup::endpoint(&desired.contents, ip("fd00::6")).expect("an endpoint");
+    assert_eq!((six.policy_set, six.enforce), (POLICY_SET_OPEN, 0));
+    let web =
+        |address: &str| lookup::endpoint(&desired.contents, ip(address)).expect("an endpoint");
+    assert_eq!(web("fd00::2"), web("10.0.0.2"), "one pod, one entry");
+    for (peer, allowed) in [
+        ("10.0.1.2", true),
+        ("fd00:0:0:1::2", true),
+        ("fd00:0:0:1::3", false),
+        ("fd00::6", true),
+        ("2001:db8:f::1", true),
+        ("2001:db8:f:1::1", false),
+        ("2001:db8::2", false),
+    ] {
+        let endpoint = web(if ip(peer).is_ipv4() {
+            "10.0.0.2"
+        } else {
+            "fd00::2"
+        });
+        let contents = &desired.contents;
+        let found = lookup::allows(contents, &endpoint, Direction::Ingress, ip(peer), 6, 80);
+        assert_eq!(found, allowed, "{peer}");
+    }
+    // The overlay is one for both families.
+    let there = Some(ip("192.0.2.2"));
+    for (address, expected) in [
+        ("fd00::77", (KIND_LOCAL_POD, None)),
+        ("fd00:0:0:1::77", (KIND_REMOTE_POD, there)),
+        ("2001:db8::2", (KIND_REMOTE_NODE, there)),
+        ("2001:db8:f::1", (KIND_WORLD, None)),
+    ] {
+        assert_eq!(kind_and_tunnel(&desired, address), expected, "{address}");
+    }
+    assert_eq!(warned(&desired), [""; 0]);
+}
+
 #[test]
 fn blocks_match_pods_and_leave_out_their_exceptions() {
     let mut state = mk_state();

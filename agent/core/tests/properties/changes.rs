@@ -3,7 +3,11 @@
 use std::collections::BTreeMap;
 
 use proptest::{collection::vec, prelude::*, sample::select};
-use weft_abi::{addr::Addr4, ipcache::IpcacheEntry, service::SlotKey};
+use weft_abi::{
+    addr::{Addr4, Addr6},
+    ipcache::IpcacheEntry,
+    service::{SCOPE_EXTERNAL, SlotKey},
+};
 use weft_core::{
     compile::Compiler,
     contents::{Contents, LpmKey},
@@ -16,7 +20,7 @@ use weft_core::{
     },
 };
 
-use crate::common::{OWN_NODE, ip, singles};
+use crate::common::{OWN_NODE, cluster, ip, singles};
 
 /// Applies changes entry by entry, and asks `check` after each.
 fn replay(
@@ -127,6 +131,15 @@ fn services() -> impl Strategy<Value = ClusterState> {
     })
 }
 
+/// A cluster with services.
+fn world() -> impl Strategy<Value = ClusterState> {
+    (cluster(), services()).prop_map(|(cluster, services)| ClusterState {
+        services: services.services,
+        slices: services.slices,
+        ..cluster
+    })
+}
+
 fn frontends_are_whole<A: Address>(contents: &Contents) -> Result<(), TestCaseError> {
     let tables = A::tables(contents);
     for (key, frontend) in &tables.frontends {
@@ -180,7 +193,7 @@ proptest! {
 
     /// No frontend ever leads to a slot or a backend that is not there.
     #[test]
-    fn frontends_are_always_whole(states in vec(services(), 1..4)) {
+    fn frontends_are_always_whole(states in vec(world(), 1..4)) {
         let mut compiler = Compiler::new();
         let mut contents = Contents::default();
         for state in &states {
@@ -188,13 +201,42 @@ proptest! {
             let changes = desired.changes(&contents);
             replay(&mut contents, &changes, |now| {
                 frontends_are_whole::<Addr4>(now)?;
-                frontends_are_whole::<weft_abi::addr::Addr6>(now)
+                frontends_are_whole::<Addr6>(now)
             })?;
             prop_assert_eq!(&contents, &desired.contents);
             // An agent that starts now finds nothing to change.
             let mut restarted = Compiler::new();
             restarted.adopt(&contents);
             prop_assert_eq!(&restarted.compile(state).contents, &contents);
+        }
+    }
+
+    /// Whoever has a port of this node asked for it, and whatever can be had is somebody's.
+    #[test]
+    fn host_ports_lead_to_who_asked_for_them(state in cluster()) {
+        let desired = Compiler::new().compile(&state);
+        host_ports_are_as_asked::<Addr4>(&state, &desired.contents)?;
+        host_ports_are_as_asked::<Addr6>(&state, &desired.contents)?;
+    }
+
+    /// An endpoint's limit is there whenever the endpoint says so.
+    #[test]
+    fn limits_come_before_endpoints_and_go_after_them(states in vec(cluster(), 1..4)) {
+        fn are_there<A: Address>(contents: &Contents) -> Result<(), TestCaseError> {
+            for endpoint in A::tables(contents).endpoints.values() {
+                let limited = contents.bandwidth.contains_key(&endpoint.ifindex);
+                prop_assert!(limited || endpoint.limits == 0, "{:?}", endpoint);
+            }
+            Ok(())
+        }
+        let mut compiler = Compiler::new();
+        let mut contents = Contents::default();
+        for state in &states {
+            let changes = compiler.compile(state).changes(&contents);
+            replay(&mut contents, &changes, |now| {
+                are_there::<Addr4>(now)?;
+                are_there::<Addr6>(now)
+            })?;
         }
     }
 
@@ -270,4 +312,64 @@ fn endpoints_of<'a>(
         }
     }
     found.into_iter().collect()
+}
+
+/// The ports of this node, of a cluster without services.
+fn host_ports_are_as_asked<A: Address>(
+    state: &ClusterState,
+    contents: &Contents,
+) -> Result<(), TestCaseError> {
+    let tables = A::tables(contents);
+    let endpoints = state.endpoints.values().filter(|endpoint| {
+        let pod = &state.pods[&endpoint.pod];
+        !pod.terminal
+    });
+    let mut own = state.own_addresses.clone();
+    let mut all = state.endpoints.values();
+    own.retain(|own| !all.any(|endpoint| endpoint.ips.contains(own)));
+    own.extend(&state.nodes[OWN_NODE].internal_ips);
+    own.extend([ip("127.0.0.1"), ip("::1")]);
+    own.retain(|own| A::from_ip(*own).is_some());
+
+    // Who asked for which address, port and protocol, and with which backend.
+    let mut asked = BTreeMap::<_, Vec<_>>::new();
+    for endpoint in endpoints {
+        let Some(target) = endpoint.ips.iter().find(|ip| A::from_ip(**ip).is_some()) else {
+            continue;
+        };
+        for port in &endpoint.host_ports {
+            for own in own
+                .iter()
+                .filter(|own| port.host_ip.is_none_or(|ip| ip == **own))
+            {
+                let key = (*own, port.host_port, port.protocol.number());
+                let backend = (*target, port.container_port);
+                asked.entry(key).or_default().push(backend);
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    for (key, frontend) in &tables.frontends {
+        let slot = SlotKey {
+            service: frontend.service,
+            slot: 0,
+        };
+        let backend = tables.backends[&contents.slots[&slot].backend];
+        let backend = (backend.address.to_ip(), backend.port);
+        let key_without_scope = (key.address.to_ip(), key.port, key.protocol);
+        let scopes: &mut Vec<_> = found.entry(key_without_scope).or_default();
+        scopes.push(key.scope);
+        let asked = asked.get(&key_without_scope);
+        prop_assert!(
+            asked.is_some_and(|asked| asked.contains(&backend)),
+            "{:?}",
+            key
+        );
+    }
+    for (address, port, protocol) in asked.into_keys() {
+        let scopes = found.remove(&(address, port, protocol)).unwrap_or_default();
+        prop_assert_eq!(scopes.len(), if address.is_loopback() { 1 } else { 2 });
+        prop_assert_eq!(scopes.contains(&SCOPE_EXTERNAL), !address.is_loopback());
+    }
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+use ipnet::IpNet;
 use proptest::{
     collection::{btree_map, btree_set, vec},
     option,
@@ -12,8 +13,9 @@ use weft_core::{
     diff::{Batch, FamilyBatch, Writes},
     family::Address,
     model::{
-        ClusterState, IpBlock, LocalEndpoint, Namespace, NamespaceScope, NetworkPolicy, Node,
-        ObjectKey, Peer, Peers, Pod, PolicyRule, PortMatch, PortName, PortSpec, Ports, Protocol,
+        ClusterState, HostPort, IpBlock, Limit, LocalEndpoint, Namespace, NamespaceScope,
+        NetworkPolicy, Node, ObjectKey, Peer, Peers, Pod, PolicyRule, PortMatch, PortName,
+        PortSpec, Ports, Protocol, Routing, Settings,
     },
     selector::{Labels, Requirement, Selector},
 };
@@ -35,12 +37,32 @@ const NETWORKS: [&str; 12] = [
     "fd00:0:0:1::/64",
 ];
 
+/// What this node's interfaces may have; the last may be a pod's.
+const OWN_ADDRESSES: [&str; 6] = [
+    "10.9.0.1",
+    "198.51.100.7",
+    "10.0.0.254",
+    "fd00:9::1",
+    "2001:db8::7",
+    "10.0.0.2",
+];
+/// Networks that can be no pod network.
+const BROKEN: [&str; 6] = [
+    "0.0.0.0/0",
+    "::/0",
+    "10.9.0.0/24",
+    "10.0.0.0/26",
+    "fd00::/16",
+    "127.0.0.0/8",
+];
+
 /// Addresses of nobody, inside and outside the networks above.
-pub const STRANGERS: [&str; 6] = [
+pub const STRANGERS: [&str; 7] = [
     "10.0.1.200",
     "10.77.0.1",
     "192.0.2.9",
     "198.51.100.1",
+    "127.0.0.1",
     "fd00::99",
     "2001:db8::1",
 ];
@@ -138,6 +160,16 @@ pub fn policies() -> impl Strategy<Value = BTreeMap<ObjectKey, NetworkPolicy>> {
     })
 }
 
+/// Networks of the list, some of them.
+fn networks() -> impl Strategy<Value = Vec<IpNet>> {
+    subsequence(NETWORKS.to_vec(), 0..4).prop_map(|networks| {
+        let parsed = networks.into_iter();
+        parsed
+            .map(|text| text.parse().expect("a network"))
+            .collect()
+    })
+}
+
 fn pod(index: usize) -> impl Strategy<Value = Pod> {
     let port = (select(vec!["http", "dns"]), protocol()).prop_map(|(name, protocol)| PortName {
         name: name.to_owned(),
@@ -151,18 +183,30 @@ fn pod(index: usize) -> impl Strategy<Value = Pod> {
         0..3_usize,
         flags,
         btree_map(port, number, 0..3),
+        (0_u8..5, 0_u8..6),
     )
         .prop_map(
-            move |(namespace, labels, node, (host, terminal, terminating), named_ports)| {
+            move |(namespace, labels, node, (host, terminal, terminating), named_ports, place)| {
                 let host_network = host == 0;
+                let (families, outside) = place;
                 let ips = if host_network {
                     vec![ip(&format!("10.9.0.{}", node + 1))]
                 } else {
                     let last = index + 1;
-                    vec![
-                        ip(&format!("10.0.{node}.{last}")),
-                        ip(&format!("fd00:0:0:{node}::{last}")),
-                    ]
+                    // Outside of every pod network, if another IPAM gave the addresses.
+                    let (v4, v6) = if outside == 0 {
+                        (format!("172.16.0.{last}"), format!("fd72::{last}"))
+                    } else {
+                        (
+                            format!("10.0.{node}.{last}"),
+                            format!("fd00:0:0:{node}::{last}"),
+                        )
+                    };
+                    match families {
+                        0 => vec![ip(&v4)],
+                        1 => vec![ip(&v6)],
+                        _ => vec![ip(&v4), ip(&v6)],
+                    }
                 };
                 Pod {
                     key: ObjectKey::new(namespace, format!("pod{index}")),
@@ -180,10 +224,18 @@ fn pod(index: usize) -> impl Strategy<Value = Pod> {
         )
 }
 
-fn node(index: usize) -> Node {
+fn node(index: usize, families: &[bool]) -> Node {
+    let address = |ipv4: &bool| {
+        let last = index + 1;
+        if *ipv4 {
+            ip(&format!("10.9.0.{last}"))
+        } else {
+            ip(&format!("fd00:9::{last}"))
+        }
+    };
     Node {
         name: format!("node{index}"),
-        internal_ips: vec![ip(&format!("10.9.0.{}", index + 1))],
+        internal_ips: families.iter().map(address).collect(),
         pod_cidrs: vec![
             format!("10.0.{index}.0/24").parse().expect("a network"),
             format!("fd00:0:0:{index}::/64").parse().expect("a network"),
@@ -192,52 +244,141 @@ fn node(index: usize) -> Node {
     }
 }
 
-/// A cluster of three nodes and two namespaces, one of which may be unknown.
+/// Three nodes, of one or both families; and perhaps one whose pod network is none.
+fn nodes() -> impl Strategy<Value = BTreeMap<String, Node>> {
+    let families = || {
+        select(vec![
+            vec![true],
+            vec![true, false],
+            vec![false, true],
+            vec![false],
+            vec![],
+        ])
+    };
+    let nodes = [0_usize, 1, 2]
+        .map(|index| families().prop_map(move |families| node(index, &families)))
+        .to_vec();
+    (nodes, option::of(select(BROKEN.to_vec()))).prop_map(|(mut nodes, broken)| {
+        if let Some(cidr) = broken {
+            // So that each broken network holds an address, whatever the others have.
+            let mut node = node(3, &[true, false]);
+            node.pod_cidrs = vec![cidr.parse().expect("a network")];
+            nodes.push(node);
+        }
+        let named = nodes.into_iter().map(|node| (node.name.clone(), node));
+        named.collect()
+    })
+}
+
+fn settings() -> impl Strategy<Value = Settings> {
+    let routing = select(vec![Routing::Vxlan, Routing::Native]);
+    (routing, networks()).prop_map(|(routing, non_masquerade)| Settings {
+        routing,
+        non_masquerade,
+    })
+}
+
+fn host_port() -> impl Strategy<Value = HostPort> {
+    let addresses = [
+        "127.0.0.1",
+        "::1",
+        "10.9.0.1",
+        "198.51.100.7",
+        "fd00:9::1",
+        "203.0.113.1",
+    ];
+    (
+        option::of(select(addresses.map(ip).to_vec())),
+        80_u16..82,
+        select(vec![Protocol::Tcp, Protocol::Udp]),
+        8080_u16..8082,
+    )
+        .prop_map(|(host_ip, host_port, protocol, container_port)| HostPort {
+            host_ip,
+            host_port,
+            protocol,
+            container_port,
+        })
+}
+
+fn limit() -> impl Strategy<Value = Option<Limit>> {
+    let limit = (1_u64..3, 1_u64..3).prop_map(|(bytes_per_second, burst)| Limit {
+        bytes_per_second,
+        burst,
+    });
+    option::of(limit)
+}
+
+/// What the runtime asks for when it adds a pod.
+type Requests = (Vec<HostPort>, Option<Limit>, Option<Limit>);
+
+fn requests() -> impl Strategy<Value = Requests> {
+    (vec(host_port(), 0..3), limit(), limit())
+}
+
+/// A cluster of a few nodes and two namespaces, one of which may be unknown.
 pub fn cluster() -> impl Strategy<Value = ClusterState> {
     let pods = (0..7).map(pod).collect::<Vec<_>>();
     let namespaces = (labels(), subsequence(NAMESPACES.to_vec(), 1..=2));
-    (pods, policies(), namespaces).prop_map(|(pods, policies, (labels, namespaces))| {
-        let mut state = ClusterState {
-            node_name: OWN_NODE.to_owned(),
-            nodes: (0..3)
-                .map(|index| (format!("node{index}"), node(index)))
-                .collect(),
-            policies,
-            ..ClusterState::default()
-        };
-        for name in namespaces {
-            let labels = if name == "a" {
-                labels.clone()
-            } else {
-                Labels::new()
-            };
-            let namespace = Namespace {
-                name: name.to_owned(),
-                labels,
-            };
-            state.namespaces.insert(name.to_owned(), namespace);
-        }
-        for (ifindex, pod) in (1..).zip(pods) {
-            if pod.node.as_deref() == Some(OWN_NODE) && !pod.host_network {
-                let endpoint = LocalEndpoint {
-                    pod: pod.key.clone(),
-                    uid: Some(pod.uid.clone()),
-                    container_id: format!("container-{}", pod.key),
-                    ips: pod.ips.clone(),
-                    ifindex,
-                    mac: [2, 0, 0, 0, 0, 1],
-                    host_ports: Vec::new(),
-                    egress_limit: None,
-                    ingress_limit: None,
+    let own_addresses = subsequence(OWN_ADDRESSES.to_vec(), 0..=OWN_ADDRESSES.len());
+    (
+        pods,
+        policies(),
+        namespaces,
+        nodes(),
+        own_addresses,
+        settings(),
+        vec(requests(), 7),
+    )
+        .prop_map(
+            |(pods, policies, (labels, namespaces), nodes, own_addresses, settings, requests)| {
+                let mut state = ClusterState {
+                    node_name: OWN_NODE.to_owned(),
+                    settings,
+                    own_addresses: own_addresses.into_iter().map(ip).collect(),
+                    nodes,
+                    policies,
+                    ..ClusterState::default()
                 };
+                for name in namespaces {
+                    let labels = if name == "a" {
+                        labels.clone()
+                    } else {
+                        Labels::new()
+                    };
+                    let namespace = Namespace {
+                        name: name.to_owned(),
+                        labels,
+                    };
+                    state.namespaces.insert(name.to_owned(), namespace);
+                }
+                for ((ifindex, pod), requests) in (1..).zip(pods).zip(requests) {
+                    if pod.node.as_deref() == Some(OWN_NODE) && !pod.host_network {
+                        let endpoint = endpoint(&pod, ifindex, requests);
+                        state
+                            .endpoints
+                            .insert(endpoint.container_id.clone(), endpoint);
+                    }
+                    state.pods.insert(pod.key.clone(), pod);
+                }
                 state
-                    .endpoints
-                    .insert(endpoint.container_id.clone(), endpoint);
-            }
-            state.pods.insert(pod.key.clone(), pod);
-        }
-        state
-    })
+            },
+        )
+}
+
+fn endpoint(pod: &Pod, ifindex: u32, requests: Requests) -> LocalEndpoint {
+    let (host_ports, egress_limit, ingress_limit) = requests;
+    LocalEndpoint {
+        pod: pod.key.clone(),
+        uid: Some(pod.uid.clone()),
+        container_id: format!("container-{}", pod.key),
+        ips: pod.ips.clone(),
+        ifindex,
+        mac: [2, 0, 0, 0, 0, 1],
+        host_ports,
+        egress_limit,
+        ingress_limit,
+    }
 }
 
 /// Every address that a test asks about.
@@ -247,7 +388,11 @@ pub fn addresses(state: &ClusterState) -> Vec<IpAddr> {
         .nodes
         .values()
         .flat_map(|node| node.internal_ips.iter().copied());
-    pods.chain(nodes).chain(STRANGERS.map(ip)).collect()
+    let own = state.own_addresses.iter().copied();
+    pods.chain(nodes)
+        .chain(own)
+        .chain(STRANGERS.map(ip))
+        .collect()
 }
 
 /// The writes of a batch, one by one.

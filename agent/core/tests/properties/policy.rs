@@ -1,23 +1,30 @@
 //! Compiled policy against an evaluator that is too simple to be wrong: for each question it reads
 //! every policy anew, as the Kubernetes documentation describes it.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use proptest::prelude::*;
-use weft_abi::ipcache::{KIND_HOST, KIND_LOCAL_POD, KIND_REMOTE_NODE, KIND_REMOTE_POD, KIND_WORLD};
+use weft_abi::{
+    endpoint::{Bandwidth, Bucket, LIMIT_EGRESS, LIMIT_INGRESS},
+    ipcache::{
+        IPCACHE_NO_MASQUERADE, KIND_HOST, KIND_LOCAL_POD, KIND_REMOTE_NODE, KIND_REMOTE_POD,
+        KIND_WORLD,
+    },
+};
 use weft_core::{
     compile::Compiler,
     contents::Contents,
     diff::{Batch, Changes, Step, Writes, diff},
+    family::underlay,
     lookup,
     model::{
-        ClusterState, LocalEndpoint, NamespaceScope, Peer, Peers, Pod, PolicyRule, PortName,
-        PortSpec, Ports, Protocol,
+        ClusterState, Limit, LocalEndpoint, NamespaceScope, Node, Peer, Peers, Pod, PolicyRule,
+        PortName, PortSpec, Ports, Protocol, Routing,
     },
     rules::Direction,
 };
 
-use crate::common::{addresses, cluster, policies, singles};
+use crate::common::{OWN_NODE, addresses, cluster, policies, singles};
 
 /// Protocol and destination port; protocol 1 is ICMP, with type and code.
 const PROBES: [(u8, u16); 9] = [
@@ -126,6 +133,51 @@ fn model_allows(
     !isolated
 }
 
+/// How an address is reached, as the objects say it: its kind, and where the tunnel ends.
+fn model_route(state: &ClusterState, address: IpAddr) -> (u8, Option<IpAddr>) {
+    let own = state.nodes.get(OWN_NODE).expect("the own node");
+    let endpoint = |ip: &IpAddr| {
+        let mut endpoints = state.endpoints.values();
+        endpoints.any(|endpoint| endpoint.ips.contains(ip))
+    };
+    let to = |node: &Node, kind: u8, without: u8| {
+        let first = |node: &Node, ipv4: bool| {
+            let mut addresses = node.internal_ips.iter().filter(|ip| ip.is_ipv4() == ipv4);
+            addresses.next().copied()
+        };
+        let v4 = first(own, true).and_then(|_| first(node, true));
+        let v6 = first(own, false).and_then(|_| first(node, false));
+        match (state.settings.routing, v4.or(v6)) {
+            (Routing::Native, _) => (kind, None),
+            (Routing::Vxlan, Some(tunnel)) => (kind, Some(tunnel)),
+            (Routing::Vxlan, None) => (without, None),
+        }
+    };
+    if own.internal_ips.contains(&address)
+        || state.own_addresses.contains(&address) && !endpoint(&address)
+    {
+        return (KIND_HOST, None);
+    }
+    let mut nodes = state.nodes.values();
+    if let Some(node) = nodes.find(|node| node.internal_ips.contains(&address)) {
+        return to(node, KIND_REMOTE_NODE, KIND_WORLD);
+    }
+    // The fourth node has no pod network that counts.
+    let mut nodes = state.nodes.values().take(3);
+    let network = nodes.find(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&address)));
+    match network {
+        Some(node) if node.name == OWN_NODE => return (KIND_LOCAL_POD, None),
+        Some(node) => return to(node, KIND_REMOTE_POD, KIND_LOCAL_POD),
+        None => {}
+    }
+    let pod = pod_at(state, address).filter(|_| !endpoint(&address));
+    let node = pod.and_then(|pod| state.nodes.get(pod.node.as_ref()?));
+    match node {
+        Some(node) if node.name != OWN_NODE => to(node, KIND_REMOTE_POD, KIND_LOCAL_POD),
+        _ => (KIND_WORLD, None),
+    }
+}
+
 /// Every question about a cluster, with what the maps and the model answer.
 fn compare(state: &ClusterState, contents: &Contents) -> Result<(), TestCaseError> {
     for endpoint in state.endpoints.values() {
@@ -187,26 +239,43 @@ proptest! {
     fn routes_are_those_of_the_nodes(state in cluster()) {
         let contents = Compiler::new().compile(&state).contents;
         for address in addresses(&state) {
-            let node = |node: &&weft_core::model::Node| node.internal_ips.contains(&address);
-            let network = |node: &&weft_core::model::Node| {
-                node.pod_cidrs.iter().any(|cidr| cidr.contains(&address))
-            };
-            let own = |node: &weft_core::model::Node| node.name == state.node_name;
-            let expected = if let Some(node) = state.nodes.values().find(node) {
-                (if own(node) { KIND_HOST } else { KIND_REMOTE_NODE }, Some(node))
-            } else if let Some(node) = state.nodes.values().find(network) {
-                (if own(node) { KIND_LOCAL_POD } else { KIND_REMOTE_POD }, Some(node))
-            } else {
-                (KIND_WORLD, None)
-            };
             let entry = lookup::ipcache(&contents, address).map(|(_, entry)| entry);
             let entry = entry.unwrap_or_default();
-            prop_assert_eq!(entry.kind, expected.0, "{}", address);
-            let tunnel = expected.1.filter(|node| !own(node)).and_then(|node| {
-                node.tunnel_address().map(weft_core::family::underlay)
-            });
-            prop_assert_eq!(entry.tunnel, tunnel.unwrap_or_default(), "{}", address);
+            let (kind, tunnel) = model_route(&state, address);
+            prop_assert_eq!(entry.kind, kind, "{}", address);
+            prop_assert_eq!(entry.tunnel, tunnel.map(underlay).unwrap_or_default(), "{}", address);
+            let mut plain = state.settings.non_masquerade.iter();
+            let plain = kind == KIND_WORLD && plain.any(|network| network.contains(&address));
+            prop_assert_eq!(entry.flags == IPCACHE_NO_MASQUERADE, plain, "{}", address);
+            prop_assert!(entry.flags & !IPCACHE_NO_MASQUERADE == 0);
         }
+    }
+
+    /// The limits of an endpoint are in the map, under its interface, and nothing else is.
+    #[test]
+    fn limits_are_those_of_the_interfaces(state in cluster()) {
+        let contents = Compiler::new().compile(&state).contents;
+        let mut expected = BTreeMap::new();
+        for endpoint in state.endpoints.values() {
+            let bucket = |limit: Option<Limit>| limit.map_or_else(Bucket::default, |limit| Bucket {
+                bytes_per_second: limit.bytes_per_second,
+                burst: limit.burst,
+                full_at: 0,
+            });
+            let bandwidth = Bandwidth {
+                egress: bucket(endpoint.egress_limit),
+                ingress: bucket(endpoint.ingress_limit),
+            };
+            if bandwidth != Bandwidth::default() {
+                expected.insert(endpoint.ifindex, bandwidth);
+            }
+            for own in &endpoint.ips {
+                let limits = lookup::endpoint(&contents, *own).expect("an endpoint").limits;
+                prop_assert_eq!(limits & LIMIT_EGRESS != 0, endpoint.egress_limit.is_some());
+                prop_assert_eq!(limits & LIMIT_INGRESS != 0, endpoint.ingress_limit.is_some());
+            }
+        }
+        prop_assert_eq!(contents.bandwidth, expected);
     }
 
     /// Another process compiles the same; so does the same one, whatever it compiled in between.
@@ -252,7 +321,7 @@ proptest! {
         let mut contents = compiler.compile(&state).contents;
         let new = ClusterState { policies: later, ..state.clone() };
         let desired = compiler.compile(&new);
-        let peers: Vec<_> = addresses(&state).into_iter().filter(IpAddr::is_ipv4).collect();
+        let peers = addresses(&state);
         for step in desired.changes(&contents).steps {
             let Step::Write(batch) = step else { continue };
             for write in singles(&batch) {
@@ -260,7 +329,7 @@ proptest! {
                 for endpoint in state.endpoints.values() {
                     let own = endpoint.ips.first().expect("endpoints have addresses");
                     let entry = lookup::endpoint(&contents, *own).expect("they stay");
-                    for peer in &peers {
+                    for peer in peers.iter().filter(|peer| peer.is_ipv4() == own.is_ipv4()) {
                         for (protocol, port) in [(Protocol::Tcp, 80), (Protocol::Udp, 53)] {
                             for direction in Direction::ALL {
                                 let protocol = protocol.number();
