@@ -19,7 +19,8 @@ use weft_abi::{GATEWAY_MAC, MARK_ENCAPSULATED, OVERLAY_PEER_MAC};
 
 use super::statistics::Summary;
 use crate::packet::bytes::{ACK, Packet, Payload, SYN};
-use crate::packet::{Cluster, Context, Lab, LocalPod, Verdict};
+use crate::packet::scene::pod_place;
+use crate::packet::{Cluster, Context, Lab, LocalPod, Setup, Verdict};
 
 /// The agent's own node in the manifests.
 const NODE: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 11);
@@ -35,25 +36,25 @@ const CLIENT_PORT: u16 = 40_000;
 /// A client; its MAC address is what delivery to a pod writes.
 const CLIENT: LocalPod = LocalPod {
     name: "client",
-    address: Ipv4Addr::new(10, 244, 1, 2),
+    place: pod_place(1, 2),
     mac: GATEWAY_MAC,
 };
 /// A client; its MAC address is what sending by the overlay writes.
 const FAR_CLIENT: LocalPod = LocalPod {
     name: "far-client",
-    address: Ipv4Addr::new(10, 244, 1, 3),
+    place: pod_place(1, 3),
     mac: OVERLAY_PEER_MAC,
 };
 /// A server without policies.
 const SERVER: LocalPod = LocalPod {
     name: "server",
-    address: Ipv4Addr::new(10, 244, 1, 4),
+    place: pod_place(1, 4),
     mac: [2, 0, 0, 0, 0, 4],
 };
 /// A server that lets in [`CLIENT`] and nobody else.
 const GUARDED: LocalPod = LocalPod {
     name: "guarded",
-    address: Ipv4Addr::new(10, 244, 1, 5),
+    place: pod_place(1, 5),
     mac: [2, 0, 0, 0, 0, 5],
 };
 /// All pods of the node.
@@ -163,14 +164,14 @@ fn established(lab: &Lab) -> Vec<Kind> {
         let payload = Payload::tcp(CLIENT_PORT, PORT, flags);
         Packet {
             ttl: 255,
-            ..Packet::new(pod.address, to, payload).sent_by(pod.mac)
+            ..Packet::new(pod.place.v4, to, payload).sent_by(pod.mac)
         }
     };
     let reply_to = |client: Ipv4Addr, flags| {
         let payload = Payload::tcp(PORT, CLIENT_PORT, flags);
         Packet {
             ttl: 255,
-            ..Packet::new(SERVER.address, client, payload).sent_by(SERVER.mac)
+            ..Packet::new(SERVER.place.v4, client, payload).sent_by(SERVER.mac)
         }
     };
     let open = |pod: &LocalPod, to, reply: bool| {
@@ -179,7 +180,7 @@ fn established(lab: &Lab) -> Vec<Kind> {
             opening.push((
                 "from_container",
                 at(&SERVER),
-                reply_to(pod.address, SYN | ACK),
+                reply_to(pod.place.v4, SYN | ACK),
             ));
         }
         opening.push(("from_container", at(pod), from(pod, to, ACK)));
@@ -187,23 +188,23 @@ fn established(lab: &Lab) -> Vec<Kind> {
     };
     let host = |flags| {
         let payload = Payload::tcp(CLIENT_PORT, PORT, flags);
-        Packet::new(NODE, SERVER.address, payload)
+        Packet::new(NODE, SERVER.place.v4, payload)
     };
     vec![
         Kind {
             name: "established, to a pod of the same node",
             program: "from_container",
             context: at(&CLIENT),
-            opening: open(&CLIENT, SERVER.address, true),
-            packet: from(&CLIENT, SERVER.address, ACK),
+            opening: open(&CLIENT, SERVER.place.v4, true),
+            packet: from(&CLIENT, SERVER.place.v4, ACK),
             repeatable: true,
         },
         Kind {
             name: "established, to a pod of the same node with a policy",
             program: "from_container",
             context: at(&CLIENT),
-            opening: open(&CLIENT, GUARDED.address, false),
-            packet: from(&CLIENT, GUARDED.address, ACK),
+            opening: open(&CLIENT, GUARDED.place.v4, false),
+            packet: from(&CLIENT, GUARDED.place.v4, ACK),
             repeatable: true,
         },
         Kind {
@@ -227,7 +228,7 @@ fn established(lab: &Lab) -> Vec<Kind> {
             program: "from_container",
             context: at(&SERVER),
             opening: open(&FAR_CLIENT, SERVICE, true),
-            packet: reply_to(FAR_CLIENT.address, ACK),
+            packet: reply_to(FAR_CLIENT.place.v4, ACK),
             repeatable: false,
         },
         Kind {
@@ -245,7 +246,7 @@ fn established(lab: &Lab) -> Vec<Kind> {
 }
 
 fn costs() -> Result<Vec<PacketCost>> {
-    let mut lab = Lab::for_timing(&mut cluster()?, &PODS)?;
+    let mut lab = Lab::new(&mut cluster()?, &PODS, &Setup::for_timing())?;
     let mut costs = vec![idle(&mut lab)?];
     for kind in established(&lab) {
         kind.open(&mut lab)?;
@@ -278,7 +279,7 @@ fn idle(lab: &mut Lab) -> Result<PacketCost> {
         mark: MARK_ENCAPSULATED,
         ..Context::default()
     };
-    let bytes = Packet::new(CLIENT.address, REMOTE, Payload::udp(1, 2)).to_bytes();
+    let bytes = Packet::new(CLIENT.place.v4, REMOTE, Payload::udp(1, 2)).to_bytes();
     let single = singles(lab, "to_overlay", context, SINGLES, |_| bytes.clone())?;
     Ok(PacketCost {
         packet: "encapsulated already: nothing to do",
@@ -295,14 +296,14 @@ fn first_packets(lab: &mut Lab) -> Result<Vec<PacketCost>> {
         (
             "new flow, to a pod of the same node",
             CLIENT,
-            SERVER.address,
+            SERVER.place.v4,
             SINGLES,
             true,
         ),
         (
             "new flow, let in by a policy",
             CLIENT,
-            GUARDED.address,
+            GUARDED.place.v4,
             SINGLES,
             true,
         ),
@@ -317,7 +318,7 @@ fn first_packets(lab: &mut Lab) -> Result<Vec<PacketCost>> {
         (
             "denied by a policy",
             FAR_CLIENT,
-            GUARDED.address,
+            GUARDED.place.v4,
             DROPPED,
             false,
         ),
@@ -328,7 +329,7 @@ fn first_packets(lab: &mut Lab) -> Result<Vec<PacketCost>> {
         };
         let packet = |port| {
             let payload = Payload::tcp(port, PORT, SYN);
-            Packet::new(pod.address, to, payload)
+            Packet::new(pod.place.v4, to, payload)
                 .sent_by(pod.mac)
                 .to_bytes()
         };
@@ -367,7 +368,7 @@ fn singles(
 }
 
 fn lookups() -> Result<Vec<LookupCount>> {
-    let mut lab = Lab::new(&mut cluster()?, &PODS)?;
+    let mut lab = Lab::new(&mut cluster()?, &PODS, &Setup::default())?;
     let mut counts = Vec::new();
     for kind in established(&lab) {
         kind.open(&mut lab)?;
@@ -466,7 +467,7 @@ spec:
     - from: [{{ podSelector: {{ matchLabels: {{ app: client }} }} }}]
       ports: [{{ port: {PORT}, protocol: TCP }}]
 "#,
-        server = SERVER.address,
+        server = SERVER.place.v4,
     ))?;
     for pod in PODS {
         cluster.apply(&format!(
@@ -478,7 +479,7 @@ spec: {{ nodeName: node1, containers: [{{ name: main, image: none }}] }}
 status: {{ phase: Running, podIP: {address}, podIPs: [{{ ip: {address} }}] }}
 "#,
             name = pod.name,
-            address = pod.address,
+            address = pod.place.v4,
         ))?;
     }
     Ok(cluster)

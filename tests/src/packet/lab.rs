@@ -1,35 +1,94 @@
 //! The lab: the programs, their maps, and packets through them.
 
-use std::net::Ipv4Addr;
-
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::{
     EbpfLoader,
-    maps::{HashMap, MapData, PerCpuArray},
+    maps::{HashMap, Map, MapData, PerCpuArray},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
-use nix::sched::{CloneFlags, unshare};
-use rtnetlink::LinkVeth;
 use weft_abi::{
     addr::{Addr4, Addr6},
-    config::Config,
+    config::{CONFIG_MASQUERADE_V4, CONFIG_MASQUERADE_V6, Config, Uplink},
     drop::{DropCount, DropReason},
     flow::{Flow, FlowKey},
+    maps::programs,
 };
 use weft_agent::bpf::{DATAPATH, load::Loaded, tables::Tables};
 use weft_core::{
     compile::{Compiler, Desired},
     contents::Contents,
     diff::Step,
+    model::Routing,
 };
 
 use super::{
-    bytes::Packet,
+    Family,
+    bytes::{Packet, Payload},
+    flows::FlowEntry,
+    interfaces::{self, Interfaces, Wanted},
+    scene::NODE,
     world::{Cluster, LocalPod},
 };
 
-/// The interface index that the overlay has in the lab's configuration; nothing has it.
-const OVERLAY_IFINDEX: u32 = 4_242;
+/// The interface index that the overlay has in the configuration of a lab without one; nothing has it.
+const NO_OVERLAY: u32 = 4_242;
+/// What an ELF without IPv6 is told.
+const NO_V6: &str = "the ELF has no IPv6";
+/// The first port that masquerading gives out.
+pub const MASQUERADE_FIRST: u16 = 1_024;
+/// How many it gives out: up to 29999, where the kernel's ephemeral ports do not begin yet.
+pub const MASQUERADE_PORTS: u16 = 28_976;
+
+/// What a lab is made of.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Whether the node has an uplink, with default routes, by which pods reach the outside. Without
+    /// one, what leaves the cluster is left to the host stack.
+    pub uplink: bool,
+    /// What pods talk to the outside with: `CONFIG_MASQUERADE_` bits.
+    pub masquerade: u16,
+    /// Entries of each flow table; `None`: as in production.
+    pub flows: Option<u32>,
+    /// Whether lookups are counted.
+    pub counting: bool,
+    /// Whether there are routes to the pods, and an overlay device.
+    pub(super) wired: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            uplink: false,
+            masquerade: 0,
+            // Labs of many tests are loaded at once: what is preallocated is kept small.
+            flows: Some(4_096),
+            counting: true,
+            wired: false,
+        }
+    }
+}
+
+impl Setup {
+    /// With an uplink, and masquerading in both families.
+    #[must_use]
+    pub fn uplink() -> Self {
+        Self {
+            uplink: true,
+            masquerade: CONFIG_MASQUERADE_V4 | CONFIG_MASQUERADE_V6,
+            ..Self::default()
+        }
+    }
+
+    /// As in production: lookups are not counted, and the flow tables have their full size.
+    #[must_use]
+    pub fn for_timing() -> Self {
+        Self {
+            flows: None,
+            counting: false,
+            ..Self::default()
+        }
+    }
+}
 
 /// Where a packet comes in.
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,6 +99,8 @@ pub struct Context {
     pub ingress_ifindex: u32,
     /// The packet mark.
     pub mark: u32,
+    /// Bytes of transport data in each packet that this one stands for; 0: it stands for itself.
+    pub gso_size: u32,
 }
 
 /// What a program did with a packet.
@@ -88,12 +149,15 @@ impl Verdict {
 pub struct Lab {
     loaded: Loaded,
     tables: Tables,
-    flows: HashMap<MapData, FlowKey<Addr4>, Flow<Addr4>>,
+    flows4: HashMap<MapData, FlowKey<Addr4>, Flow<Addr4>>,
+    flows6: Option<HashMap<MapData, FlowKey<Addr6>, Flow<Addr6>>>,
     lookups: PerCpuArray<MapData, u64>,
+    uplinks: Option<HashMap<MapData, u32, Uplink>>,
     compiler: Compiler,
     contents: Contents,
-    epoch: u32,
-    interfaces: Vec<(Ipv4Addr, u32)>,
+    config: Config,
+    pods: Vec<LocalPod>,
+    pub(super) interfaces: Interfaces,
     /// What was compiled last.
     pub desired: Desired,
 }
@@ -104,43 +168,35 @@ impl Lab {
     /// # Errors
     ///
     /// When the kernel refuses: root is needed.
-    pub fn new(cluster: &mut Cluster, pods: &[LocalPod]) -> Result<Self> {
-        Self::load(cluster, pods, true)
-    }
-
-    /// Like [`Lab::new`], as in production: lookups are not counted, and the flow table has its full
-    /// size.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Lab::new`].
-    pub fn for_timing(cluster: &mut Cluster, pods: &[LocalPod]) -> Result<Self> {
-        Self::load(cluster, pods, false)
-    }
-
-    fn load(cluster: &mut Cluster, pods: &[LocalPod], for_tests: bool) -> Result<Self> {
-        unshare(CloneFlags::CLONE_NEWNET)
-            .context("cannot make a network namespace: run as root")?;
-        let interfaces = make_interfaces(pods)?;
-        for (pod, (_, ifindex)) in pods.iter().zip(&interfaces) {
+    pub fn new(cluster: &mut Cluster, pods: &[LocalPod], setup: &Setup) -> Result<Self> {
+        let wanted = Wanted {
+            uplink: setup.uplink,
+            wired: setup.wired,
+            native: cluster.state.settings.routing == Routing::Native,
+        };
+        let interfaces = interfaces::make(pods, wanted)?;
+        for (pod, ifindex) in pods.iter().zip(&interfaces.pods) {
             cluster.plug(pod, *ifindex);
         }
         let mut loader = EbpfLoader::new();
         loader.override_global("AYA_LOG_LEVEL", &0_u8, false);
-        let counting = u8::from(for_tests);
+        let counting = u8::from(setup.counting);
         loader.override_global("COUNT_LOOKUPS", &counting, true);
-        if for_tests {
-            // Labs of many tests are loaded at once: what is preallocated is kept small.
-            for table in ["flows4", "flows6"] {
-                loader.map_max_entries(table, 4_096);
+        for table in ["flows4", "flows6"] {
+            if let Some(entries) = setup.flows {
+                loader.map_max_entries(table, entries);
             }
         }
         let mut loaded = Loaded::new(loader.load(DATAPATH).context("cannot load the ELF")?);
-        for name in weft_abi::maps::programs::ALL {
+        for name in programs::ALL {
             program(&mut loaded, name)?
                 .load()
                 .with_context(|| format!("program {name}"))?;
         }
+        let uplinks = match another_handle(&mut loaded, "uplinks")? {
+            Some(map) => Some(HashMap::try_from(map)?),
+            None => None,
+        };
         let tables = Tables::new(&mut loaded)?;
         let mut take = |name: &str| {
             loaded
@@ -148,21 +204,76 @@ impl Lab {
                 .take_map(name)
                 .ok_or_else(|| anyhow!("the ELF has no map {name}"))
         };
-        let flows = HashMap::try_from(take("flows4")?)?;
-        let lookups = PerCpuArray::try_from(take("lookups")?)?;
+        let config = Config {
+            overlay_ifindex: if interfaces.overlay == 0 {
+                NO_OVERLAY
+            } else {
+                interfaces.overlay
+            },
+            node_address: Addr6::mapped(NODE.v4.into()),
+            vni: 1,
+            ticks_per_second: 250,
+            overlay_mtu: interfaces::OVERLAY_MTU,
+            overlay_port: interfaces::OVERLAY_PORT,
+            flags: setup.masquerade,
+            masquerade_first: MASQUERADE_FIRST,
+            masquerade_ports: MASQUERADE_PORTS,
+            ..Config::default()
+        };
         let mut lab = Self {
+            flows4: HashMap::try_from(take("flows4")?)?,
+            flows6: take("flows6").ok().map(HashMap::try_from).transpose()?,
+            lookups: PerCpuArray::try_from(take("lookups")?)?,
             loaded,
             tables,
-            flows,
-            lookups,
+            uplinks,
             compiler: Compiler::new(),
             contents: Contents::default(),
-            epoch: 0,
+            config,
+            pods: pods.to_vec(),
             interfaces,
             desired: Desired::default(),
         };
+        if lab.interfaces.uplink != 0 && lab.uplinks.is_some() {
+            lab.set_uplink(Some(Uplink {
+                v4: NODE.v4.into(),
+                v6: NODE.v6.into(),
+                mtu: interfaces::UPLINK_MTU,
+            }))?;
+        }
         lab.update(cluster)?;
         Ok(lab)
+    }
+
+    /// Says what the uplink is to the datapath, in a new epoch; `None`: no uplink.
+    ///
+    /// # Errors
+    ///
+    /// When the lab has none, or the kernel refuses.
+    pub fn set_uplink(&mut self, uplink: Option<Uplink>) -> Result<()> {
+        let uplinks = self.uplinks.as_mut();
+        let uplinks = uplinks.context("the ELF has no map uplinks")?;
+        match uplink {
+            Some(uplink) => uplinks.insert(self.interfaces.uplink, uplink, 0)?,
+            None => uplinks.remove(&self.interfaces.uplink)?,
+        }
+        self.bump()
+    }
+
+    /// Changes the configuration, in a new epoch.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn configure(&mut self, change: impl FnOnce(&mut Config)) -> Result<()> {
+        change(&mut self.config);
+        self.bump()
+    }
+
+    /// The index of the uplink.
+    #[must_use]
+    pub const fn uplink(&self) -> u32 {
+        self.interfaces.uplink
     }
 
     /// Compiles the cluster and applies the difference, in the agent's order.
@@ -173,7 +284,7 @@ impl Lab {
     pub fn update(&mut self, cluster: &Cluster) -> Result<()> {
         self.desired = self.compiler.compile(&cluster.state);
         let changes = self.desired.changes(&self.contents);
-        if self.epoch == 0 {
+        if self.config.epoch == 0 {
             self.bump()?;
         }
         for step in &changes.steps {
@@ -189,19 +300,14 @@ impl Lab {
         Ok(())
     }
 
-    fn bump(&mut self) -> Result<()> {
-        self.epoch += 1;
-        self.tables.set_config(Config {
-            epoch: self.epoch,
-            overlay_ifindex: OVERLAY_IFINDEX,
-            node_address: Addr6::mapped(Addr4::new([172, 30, 0, 11])),
-            vni: 1,
-            ticks_per_second: 250,
-            overlay_mtu: 1450,
-            overlay_port: 4789,
-            ..Config::default()
-        })?;
-        Ok(())
+    /// Begins a new epoch: every flow is decided again.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn bump(&mut self) -> Result<()> {
+        self.config.epoch += 1;
+        Ok(self.tables.set_config(self.config)?)
     }
 
     /// The interface of a local pod.
@@ -211,13 +317,26 @@ impl Lab {
     /// When there is no such pod.
     #[must_use]
     pub fn interface(&self, pod: &LocalPod) -> u32 {
-        let found = self
-            .interfaces
-            .iter()
-            .find(|(address, _)| *address == pod.address);
-        found
-            .map(|(_, ifindex)| *ifindex)
-            .expect("a pod of this lab")
+        let index = self.pods.iter().position(|known| known.name == pod.name);
+        let index = index.expect("a pod of this lab");
+        self.interfaces.pods[index]
+    }
+
+    /// The local pods.
+    #[must_use]
+    pub fn pods(&self) -> &[LocalPod] {
+        &self.pods
+    }
+
+    /// Packets dropped so far for this reason.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn drops(&self, reason: DropReason) -> Result<u64> {
+        let counts = self.tables.drops()?;
+        let count = counts.iter().find(|(counted, _)| *counted == reason);
+        Ok(count.map_or(0, |(_, count)| count.packets))
     }
 
     /// Pushes a packet through a program.
@@ -288,6 +407,47 @@ impl Lab {
             .expect("to_container runs")
     }
 
+    /// Pushes a packet that arrives at the uplink through `from_netdev`.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel refuses.
+    #[track_caller]
+    pub fn arrive(&mut self, packet: &Packet) -> Verdict {
+        self.arrive_frame(&packet.to_bytes())
+    }
+
+    /// The same with any frame.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel refuses.
+    #[track_caller]
+    pub fn arrive_frame(&mut self, frame: &[u8]) -> Verdict {
+        let context = Context {
+            ifindex: self.uplink(),
+            ..Context::default()
+        };
+        self.run(programs::FROM_NETDEV, context, frame)
+            .expect("from_netdev runs")
+    }
+
+    /// Pushes a packet that is about to leave by the uplink through `to_netdev`.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel refuses.
+    #[track_caller]
+    pub fn leave(&mut self, mark: u32, packet: &Packet) -> Verdict {
+        let context = Context {
+            ifindex: self.uplink(),
+            mark,
+            ..Context::default()
+        };
+        self.run(programs::TO_NETDEV, context, &packet.to_bytes())
+            .expect("to_netdev runs")
+    }
+
     /// Whether this kernel lets a test run say through which interface a packet came; 5.10 does not.
     /// Says so when it does not: what needs it is skipped.
     pub fn takes_ingress(&mut self, pod: &LocalPod) -> bool {
@@ -297,11 +457,7 @@ impl Lab {
             ingress_ifindex: 77,
             ..Context::default()
         };
-        let packet = Packet::new(
-            pod.address,
-            pod.address,
-            super::bytes::Payload::echo(true, 1),
-        );
+        let packet = Family::V4.packet(pod, pod, Payload::echo(true, 1));
         let takes = self
             .run("to_container", context, &packet.to_bytes())
             .is_ok();
@@ -328,46 +484,85 @@ impl Lab {
         Ok(result.duration.as_secs_f64() * 1e9)
     }
 
-    /// The flow table.
+    /// The flow tables.
     ///
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn flows(&self) -> Result<Vec<(FlowKey<Addr4>, Flow<Addr4>)>> {
-        self.flows
-            .iter()
-            .map(|entry| entry.map_err(Into::into))
-            .collect()
+    pub fn flows(&self) -> Result<Vec<FlowEntry>> {
+        let mut flows = Vec::new();
+        for entry in &self.flows4 {
+            let (key, flow) = entry?;
+            flows.push(FlowEntry::of_v4(&key, &flow));
+        }
+        for entry in self.flows6.iter().flat_map(HashMap::iter) {
+            let (key, flow) = entry?;
+            flows.push(FlowEntry { key, flow });
+        }
+        Ok(flows)
     }
 
-    /// Writes an entry of the flow table: what only time or another CPU would make of it.
+    /// Writes an entry of a flow table: what only time or another CPU would make of it.
     ///
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn set_flow(&mut self, key: &FlowKey<Addr4>, flow: &Flow<Addr4>) -> Result<()> {
-        Ok(self.flows.insert(key, flow, 0)?)
+    pub fn set_flow(&mut self, entry: &FlowEntry) -> Result<()> {
+        match entry.to_v4() {
+            Some((key, flow)) => Ok(self.flows4.insert(key, flow, 0)?),
+            None => Ok(self
+                .flows6
+                .as_mut()
+                .context(NO_V6)?
+                .insert(entry.key, entry.flow, 0)?),
+        }
     }
 
-    /// Removes an entry of the flow table, as the kernel does when it needs room.
+    /// Removes an entry of a flow table, as the kernel does when it needs room.
     ///
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn evict_flow(&mut self, key: &FlowKey<Addr4>) -> Result<()> {
-        Ok(self.flows.remove(key)?)
+    pub fn evict_flow(&mut self, entry: &FlowEntry) -> Result<()> {
+        match entry.to_v4() {
+            Some((key, _)) => Ok(self.flows4.remove(&key)?),
+            None => Ok(self.flows6.as_mut().context(NO_V6)?.remove(&entry.key)?),
+        }
     }
 
-    /// Empties the flow table.
+    /// Lets every flow idle for some seconds.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn idle(&mut self, seconds: u32) -> Result<()> {
+        for mut entry in self.flows()? {
+            let ticks = seconds * self.config.ticks_per_second;
+            entry.flow.last_seen = entry.flow.last_seen.wrapping_sub(ticks);
+            self.set_flow(&entry)?;
+        }
+        Ok(())
+    }
+
+    /// Empties the flow tables.
     ///
     /// # Errors
     ///
     /// When the kernel refuses.
     pub fn forget_flows(&mut self) -> Result<()> {
-        for (key, _) in self.flows()? {
-            self.flows.remove(&key)?;
+        for entry in self.flows()? {
+            self.evict_flow(&entry)?;
         }
         Ok(())
+    }
+
+    /// A loaded program.
+    ///
+    /// # Errors
+    ///
+    /// When the ELF has none of that name.
+    pub(super) fn program(&mut self, name: &str) -> Result<&mut SchedClassifier> {
+        program(&mut self.loaded, name)
     }
 
     /// Map lookups so far: flows, endpoints, ipcache, policy, services.
@@ -411,49 +606,40 @@ fn counted_once(
         .then_some(reason)
 }
 
-/// Bytes of `struct __sk_buff` up to and including `ifindex`, rounded up to what old kernels know.
+/// Another handle of a map, whoever takes the first.
+fn another_handle(loaded: &mut Loaded, name: &str) -> Result<Option<Map>> {
+    let id = match loaded.ebpf_mut().map(name) {
+        Some(Map::HashMap(data)) => data.info()?.id(),
+        Some(_) => return Err(anyhow!("map {name} is no hash")),
+        None => return Ok(None),
+    };
+    Ok(Some(Map::HashMap(MapData::from_id(id)?)))
+}
+
+/// Bytes of `struct __sk_buff` up to and including `cb`: what every kernel knows.
 const SK_BUFF_BYTES: usize = 68;
+/// Bytes up to and including `gso_size`, padded.
+const SK_BUFF_BYTES_GSO: usize = 184;
 
 impl Context {
     /// As `struct __sk_buff` (`include/uapi/linux/bpf.h`).
-    fn to_bytes(self) -> [u8; SK_BUFF_BYTES] {
-        let mut bytes = [0; SK_BUFF_BYTES];
+    fn to_bytes(self) -> Vec<u8> {
+        let gso = self.gso_size != 0;
+        let mut bytes = vec![
+            0;
+            if gso {
+                SK_BUFF_BYTES_GSO
+            } else {
+                SK_BUFF_BYTES
+            }
+        ];
         bytes[8..12].copy_from_slice(&self.mark.to_ne_bytes());
         bytes[36..40].copy_from_slice(&self.ingress_ifindex.to_ne_bytes());
         bytes[40..44].copy_from_slice(&self.ifindex.to_ne_bytes());
+        if gso {
+            bytes[164..168].copy_from_slice(&2_u32.to_ne_bytes());
+            bytes[176..180].copy_from_slice(&self.gso_size.to_ne_bytes());
+        }
         bytes
     }
-}
-
-/// Makes an interface per pod, so that programs can be run at its index.
-fn make_interfaces(pods: &[LocalPod]) -> Result<Vec<(Ipv4Addr, u32)>> {
-    use futures::TryStreamExt as _;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let (connection, handle, _) = rtnetlink::new_connection()?;
-        let connection = tokio::spawn(connection);
-        let mut interfaces = Vec::new();
-        for (index, pod) in pods.iter().enumerate() {
-            let name = format!("pod{index}");
-            let pair = LinkVeth::new(&name, &format!("peer{index}")).build();
-            handle
-                .link()
-                .add(pair)
-                .execute()
-                .await
-                .context("cannot make a veth")?;
-            let link = handle
-                .link()
-                .get()
-                .match_name(name)
-                .execute()
-                .try_next()
-                .await?;
-            interfaces.push((pod.address, link.context("the veth is gone")?.header.index));
-        }
-        connection.abort();
-        Ok(interfaces)
-    })
 }

@@ -1,7 +1,5 @@
 //! The cluster of a packet test, from manifests.
 
-use std::net::Ipv4Addr;
-
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::{core::v1, discovery::v1::EndpointSlice, networking::v1::NetworkPolicy};
 use serde::Deserialize as _;
@@ -10,13 +8,15 @@ use weft_core::{
     model::{ClusterState, LocalEndpoint, ObjectKey},
 };
 
+use super::{Family, Place};
+
 /// A pod that runs on the node under test.
 #[derive(Clone, Copy, Debug)]
 pub struct LocalPod {
     /// Its name, in namespace `default`.
     pub name: &'static str,
-    /// Its address.
-    pub address: Ipv4Addr,
+    /// Its addresses.
+    pub place: Place,
     /// The MAC address of its interface.
     pub mac: [u8; 6],
 }
@@ -88,13 +88,16 @@ impl Cluster {
         Ok(())
     }
 
-    /// Gives a pod of this node its interface.
+    /// Gives a pod of this node its interface, and of its addresses those of the cluster's families.
     pub fn plug(&mut self, pod: &LocalPod, ifindex: u32) {
+        let families = self.families();
+        let ips = pod.place.addresses().into_iter();
+        let ips = ips.filter(|ip| families.contains(&Family::of(*ip)));
         let endpoint = LocalEndpoint {
             pod: ObjectKey::new("default", pod.name),
             uid: None,
             container_id: pod.name.to_owned(),
-            ips: vec![pod.address.into()],
+            ips: ips.collect(),
             ifindex,
             mac: pod.mac,
             host_ports: Vec::new(),
@@ -102,5 +105,23 @@ impl Cluster {
             ingress_limit: None,
         };
         self.state.endpoints.insert(pod.name.to_owned(), endpoint);
+    }
+
+    /// The interface of a pod of this node, to give it ports of the node or limits.
+    ///
+    /// # Panics
+    ///
+    /// When it is not plugged.
+    #[track_caller]
+    pub fn endpoint(&mut self, pod: &LocalPod) -> &mut LocalEndpoint {
+        let endpoint = self.state.endpoints.get_mut(pod.name);
+        endpoint.expect("a pod that is plugged")
+    }
+
+    /// The families of this node's pod networks.
+    fn families(&self) -> Vec<Family> {
+        let cidrs = self.state.own_node().into_iter();
+        let cidrs = cidrs.flat_map(|node| &node.pod_cidrs);
+        cidrs.map(|cidr| Family::of(cidr.addr())).collect()
     }
 }

@@ -10,3 +10,4 @@ mod input;
 mod paths;
 mod policy;
 mod services;
+mod wire;
