@@ -1,41 +1,54 @@
 //! The last step: rewrite, and send the packet the way its flow knows.
 
-use network_types::eth::EthHdr;
+use network_types::{eth::EthHdr, tcp::TcpHdr, udp::UdpHdr};
 use weft_abi::{
-    GATEWAY_MAC, MARK_ENCAPSULATED, OVERLAY_MAC, OVERLAY_PEER_MAC,
+    GATEWAY_MAC, MARK_ENCAPSULATED, MARK_FORWARDED, OVERLAY_MAC, OVERLAY_PEER_MAC,
     config::Config,
     drop::DropReason,
     event::POINT_TO_CONTAINER,
-    flow::{HOP_ENDPOINT, HOP_HOST, HOP_TUNNEL, Side, Tuple},
+    flow::{HOP_ENDPOINT, HOP_HOST, HOP_TUNNEL, HOP_UPLINK, Side, Tuple},
 };
 
 use crate::{
     drops::Drop,
     family::Family,
-    packet::Packet,
+    packet::{L3, Packet, protocol},
     rewrite::rewrite,
     skb::{Action, Skb},
     tunnel,
 };
 
-/// Sends a packet to `to`, as a packet of `translation` if there is one.
+/// How a packet is delivered.
+pub struct Delivery<A: 'static> {
+    /// Whether it is rewritten.
+    pub translated: bool,
+    /// What to, if so.
+    pub tuple: &'static Tuple<A>,
+    /// Where it goes.
+    pub to: &'static Side,
+}
+
+/// Delivers a packet.
 ///
-/// What Weft forwards itself it forwards as a router: the time to live goes down by one, and a
-/// packet whose time is over goes to the host stack, untranslated, which answers it.
+/// What Weft forwards itself it forwards as a router: the time to live goes down by one, and what a
+/// router would answer goes to the host stack, which answers it.
 #[inline(always)]
 pub fn deliver<F: Family, const POINT: u8>(
     skb: &Skb,
     packet: &Packet<F::Addr>,
-    translation: Option<&Tuple<F::Addr>>,
-    to: &Side,
+    delivery: &Delivery<F::Addr>,
     config: &Config,
 ) -> Result<Action, Drop> {
+    let to = delivery.to;
     let forwards = POINT != POINT_TO_CONTAINER && to.hop != HOP_HOST;
-    if forwards && packet.ttl <= 1 {
-        return Ok(Action::Pass);
+    let unfinished = forwards && (packet.ttl <= 1 || is_too_big(skb, packet, to.mtu));
+    // The host stack forwards no packet that claims to come from the node itself. And its answer finds
+    // its way back through the same translation.
+    if delivery.translated && (!unfinished || delivery.tuple.source == packet.tuple.source) {
+        rewrite::<F>(skb, packet, delivery.tuple)?;
     }
-    if let Some(tuple) = translation {
-        rewrite::<F>(skb, packet, tuple)?;
+    if unfinished {
+        return Ok(Action::Pass);
     }
     match to.hop {
         HOP_HOST => Ok(Action::Pass),
@@ -59,8 +72,37 @@ pub fn deliver<F: Family, const POINT: u8>(
             skb.set_mark(MARK_ENCAPSULATED);
             Ok(skb.redirect(config.overlay_ifindex))
         }
+        HOP_UPLINK if POINT != POINT_TO_CONTAINER => {
+            F::decrement_ttl(skb)?;
+            skb.set_mark(MARK_FORWARDED);
+            Ok(skb.redirect_neighbour(to.ifindex))
+        }
         _ => Err(Drop::because(DropReason::NoRoute)),
     }
+}
+
+/// Whether the packet does not fit through `mtu`; one that is cut into segments at the very end,
+/// whether its segments do not.
+#[inline(always)]
+fn is_too_big<A>(skb: &Skb, packet: &Packet<A>, mtu: u16) -> bool {
+    // The common case costs one comparison.
+    if skb.len() <= u32::from(mtu) + L3 as u32 {
+        return false;
+    }
+    let segment = skb.segment();
+    if segment == 0 {
+        return true;
+    }
+    let header = if packet.protocol == protocol::TCP {
+        // The upper half of the byte, in words.
+        match skb.read::<[u8; TcpHdr::LEN]>(packet.l4()) {
+            Some(tcp) => u32::from(tcp[12] >> 4) * 4,
+            None => 60,
+        }
+    } else {
+        UdpHdr::LEN as u32
+    };
+    (packet.l4() - L3) as u32 + header + segment > u32::from(mtu)
 }
 
 /// Writes the Ethernet addresses.

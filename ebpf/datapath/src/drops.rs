@@ -12,7 +12,10 @@ use weft_abi::{
     maps::EVENTS_BYTES,
 };
 
-use crate::{family::Family, family::V4, skb::Skb};
+use crate::{
+    family::{Family, V4, V6},
+    skb::Skb,
+};
 
 #[btf_map(name = "drops")]
 static DROPS: PerCpuArray<DropCount, { DROP_SLOTS as usize }> = PerCpuArray::new();
@@ -56,7 +59,7 @@ pub fn report<const POINT: u8>(skb: &Skb, drop: Drop) -> i32 {
     );
     // A full ring loses the event, never the count.
     if let Some(mut event) = EVENTS.reserve(0) {
-        let mut record = DropEvent {
+        let record = event.write(DropEvent {
             // SAFETY: the helper takes nothing and returns a number.
             time: unsafe { bpf_ktime_get_ns() },
             rule: drop.rule,
@@ -65,26 +68,31 @@ pub fn report<const POINT: u8>(skb: &Skb, drop: Drop) -> i32 {
             reason: drop.reason as u8,
             point: POINT,
             ..DropEvent::default()
-        };
+        });
         if skb.ether_type() == V4::ETHER_TYPE {
-            describe::<V4>(skb, &mut record);
+            describe::<V4>(skb, record);
+        } else if skb.ether_type() == V6::ETHER_TYPE {
+            describe::<V6>(skb, record);
         }
-        event.write(record);
         event.submit(0);
     }
     TC_ACT_SHOT
 }
 
 /// Writes down as much of the packet as can be read of it.
-#[inline(always)]
+#[inline(never)]
 fn describe<F: Family>(skb: &Skb, record: &mut DropEvent) {
     if let Some((source, destination, protocol)) = F::ends(skb) {
         record.source = F::widen(source);
         record.destination = F::widen(destination);
         record.protocol = protocol;
     }
-    if let Ok(packet) = F::parse(skb) {
-        record.source_port = packet.tuple.source_port;
-        record.destination_port = packet.tuple.destination_port;
+    let mut packet = F::EMPTY;
+    // What of it cannot be parsed stays empty.
+    let _ = F::parse(skb, &mut packet);
+    if packet.protocol != 0 {
+        record.protocol = packet.protocol;
     }
+    record.source_port = packet.tuple.source_port;
+    record.destination_port = packet.tuple.destination_port;
 }

@@ -187,7 +187,7 @@ pub fn account(side: &mut Side, signals: u8, length: u32) {
 
 /// Refreshes the entry's age, and now and then its twin.
 ///
-/// The twin of a service flow's entry is the one under the other tuple. Each is used by one
+/// The twin of a translated flow's entry is the one under the other tuple. Each is used by one
 /// direction only; a visit every few seconds keeps the LRU from evicting one while the other lives,
 /// and the end of a connection is told to both at once. Returns false if the twin is gone, or the
 /// client's packets lead to an entry that is another flow's by now: then the flow must be decided
@@ -205,7 +205,8 @@ pub fn refresh<F: Family>(
         return true;
     }
     flow.last_seen = now;
-    if flow.service == 0 || !(ends || crosses_beat(now, then)) {
+    let translated = flow.flags & (FLOW_FRONT | FLOW_BACK) != 0;
+    if !translated || !(ends || crosses_beat(now, then)) {
         return true;
     }
     let (key, _) = key::<F>(&flow.xlat, packet.protocol);
@@ -238,6 +239,12 @@ pub fn store<F: Family>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> Result<
     F::flows()
         .insert(key, flow, u64::from(BPF_ANY))
         .map_err(|_| Drop::because(DropReason::FlowTable))
+}
+
+/// Removes an entry; none is fine.
+#[inline(always)]
+pub fn remove<F: Family>(key: &FlowKey<F::Addr>) {
+    let _ = F::flows().remove(key);
 }
 
 /// Stores an entry unless the key is taken; whether it was free.

@@ -30,12 +30,15 @@ mod deliver;
 mod drops;
 mod family;
 mod flows;
+mod fragments;
+mod icmp;
 mod lookups;
 mod outcome;
 mod packet;
 mod pipeline;
 mod policy;
 mod rewrite;
+mod route;
 mod services;
 mod skb;
 mod tunnel;
@@ -44,7 +47,8 @@ mod tunnel;
 mod programs {
     use aya_ebpf::{macros::classifier, programs::TcContext};
     use weft_abi::event::{
-        POINT_FROM_CONTAINER, POINT_FROM_OVERLAY, POINT_TO_CONTAINER, POINT_TO_OVERLAY,
+        POINT_FROM_CONTAINER, POINT_FROM_NETDEV, POINT_FROM_OVERLAY, POINT_TO_CONTAINER,
+        POINT_TO_NETDEV, POINT_TO_OVERLAY,
     };
 
     use crate::{drops, pipeline, skb::Skb};
@@ -75,14 +79,14 @@ mod programs {
 
     /// What arrives at an uplink.
     #[classifier]
-    pub fn from_netdev(_ctx: TcContext) -> i32 {
-        0
+    pub fn from_netdev(ctx: TcContext) -> i32 {
+        run::<POINT_FROM_NETDEV>(&Skb::new(ctx))
     }
 
     /// What leaves by an uplink.
     #[classifier]
-    pub fn to_netdev(_ctx: TcContext) -> i32 {
-        0
+    pub fn to_netdev(ctx: TcContext) -> i32 {
+        run::<POINT_TO_NETDEV>(&Skb::new(ctx))
     }
 
     #[inline(always)]

@@ -24,6 +24,18 @@ impl Outcome {
         })
     }
 
+    /// The number, as a global function returns it.
+    #[inline(always)]
+    pub fn number(self) -> u64 {
+        self.0
+    }
+
+    /// What a global function returned, which must have been packed.
+    #[inline(always)]
+    pub fn from_number(number: u64) -> Self {
+        Self(number)
+    }
+
     /// Unpacks it.
     #[inline(always)]
     pub fn unpack(self) -> Result<Action, Drop> {

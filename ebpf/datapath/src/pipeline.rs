@@ -1,22 +1,32 @@
 //! The way of a packet, from top to bottom.
 
 use weft_abi::{
-    MARK_ENCAPSULATED, OVERLAY_MAC, OVERLAY_PEER_MAC,
+    MARK_ENCAPSULATED, MARK_FORWARDED, OVERLAY_MAC, OVERLAY_PEER_MAC,
     config::Config,
     drop::DropReason,
-    event::{POINT_FROM_CONTAINER, POINT_FROM_OVERLAY, POINT_TO_CONTAINER, POINT_TO_OVERLAY},
-    flow::{FLOW_BACK, FLOW_FRONT, Flow, HOP_ENDPOINT, HOP_HOST, HOP_TUNNEL, Side},
-    ipcache::{KIND_REMOTE_NODE, KIND_REMOTE_POD},
+    event::{
+        POINT_FROM_CONTAINER, POINT_FROM_NETDEV, POINT_FROM_OVERLAY, POINT_TO_CONTAINER,
+        POINT_TO_NETDEV, POINT_TO_OVERLAY,
+    },
+    flow::{
+        FLOW_BACK, FLOW_FRONT, FLOW_MASQUERADE, Flow, FlowKey, HOP_ENDPOINT, HOP_HOST, HOP_TUNNEL,
+        HOP_UPLINK, Side,
+    },
+    ipcache::{IPCACHE_NO_MASQUERADE, KIND_WORLD},
+    service::SCOPE_EXTERNAL,
 };
 
 use crate::{
     addresses, clock, config,
-    decide::decide,
-    deliver::{deliver, write_macs},
+    decide::{decide, scratch_packet},
+    deliver::{Delivery, deliver, write_macs},
     drops::Drop,
-    family::{Family, V4},
+    family::{Family, V4, V6},
     flows,
+    outcome::Outcome,
     packet::{ERROR, Packet},
+    rewrite::rewrite,
+    services,
     skb::{Action, Skb},
     tunnel,
 };
@@ -24,47 +34,93 @@ use crate::{
 /// What happens to a packet at a hook.
 #[inline(always)]
 pub fn packet<const POINT: u8>(skb: &Skb) -> Result<Action, Drop> {
-    // Encapsulated by another program of ours already: nothing is left to do.
-    if POINT == POINT_TO_OVERLAY && skb.mark() == MARK_ENCAPSULATED {
+    // Handled by another program of ours already: nothing is left to do.
+    if (POINT == POINT_TO_OVERLAY && skb.mark() == MARK_ENCAPSULATED)
+        || (POINT == POINT_TO_NETDEV && skb.mark() == MARK_FORWARDED)
+    {
         skb.set_mark(0);
         return Ok(Action::Pass);
     }
-    let config = config::get()?;
-    if skb.ether_type() != V4::ETHER_TYPE {
-        return Err(Drop::because(DropReason::UnsupportedEtherType));
+    let at_uplink = POINT == POINT_FROM_NETDEV || POINT == POINT_TO_NETDEV;
+    let ether_type = skb.ether_type();
+    if skb.is_tagged() || (ether_type != V4::ETHER_TYPE && ether_type != V6::ETHER_TYPE) {
+        return if at_uplink {
+            // The host's, or that of an interface of a VLAN on top of this one.
+            Ok(Action::Pass)
+        } else {
+            Err(Drop::because(DropReason::UnsupportedEtherType))
+        };
     }
-    if POINT == POINT_TO_OVERLAY {
-        encapsulate::<V4>(skb, config)
+    let config = match config::get() {
+        Err(_) if at_uplink => return Ok(Action::Pass),
+        config => config?,
+    };
+    let outcome = if ether_type == V4::ETHER_TYPE {
+        of_family::<V4, POINT>(skb, config)
     } else {
-        forward::<V4, POINT>(skb, config)
-    }
+        of_family::<V6, POINT>(skb, config)
+    };
+    outcome.unpack()
+}
+
+/// A function of its own, so that the stacks of the families, and of what comes after, do not add up.
+#[inline(never)]
+fn of_family<F: Family, const POINT: u8>(skb: &Skb, config: &Config) -> Outcome {
+    Outcome::pack(match POINT {
+        POINT_TO_OVERLAY => encapsulate::<F>(skb, config),
+        POINT_TO_NETDEV => leave::<F>(skb, config),
+        _ => forward::<F, POINT>(skb, config),
+    })
 }
 
 /// A packet of a known flow costs one lookup here; any other is decided.
 #[inline(always)]
 fn forward<F: Family, const POINT: u8>(skb: &Skb, config: &Config) -> Result<Action, Drop> {
-    let packet = F::parse(skb)?;
+    let mut here = F::EMPTY;
+    let packet = if F::PARSES_INTO_SCRATCH {
+        scratch_packet::<F>()?
+    } else {
+        &mut here
+    };
+    match F::parse(skb, packet) {
+        // What cannot be understood at an uplink is the host's to judge, except where a pod has the
+        // address.
+        Err(drop) if POINT == POINT_FROM_NETDEV => return strange::<F>(skb, drop),
+        parsed => parsed?,
+    }
+    let packet = &*packet;
     let (key, from) = flows::key::<F>(&packet.tuple, packet.protocol);
     let now = clock::now();
-    if !packet.has(ERROR)
-        && let Some(flow) = flows::live::<F>(&packet, &key, from, now, config.ticks_per_second)
+    let delivery = if !packet.has(ERROR)
+        && let Some(flow) = flows::live::<F>(packet, &key, from, now, config.ticks_per_second)
         && flow.epoch == config.epoch
-        && arrived_right::<F::Addr, POINT>(skb, &packet, flow, from)?
-        && flows::refresh::<F>(flow, &packet, from, now)
+        && arrived_right::<F::Addr, POINT>(skb, config, packet, flow, from)?
+        && flows::refresh::<F>(flow, packet, from, now)
     {
         flows::account(&mut flow.sides[from], packet.signals, skb.len());
-        let translated = flow.flags & (FLOW_FRONT | FLOW_BACK) != 0;
-        let translation = if translated { Some(&flow.xlat) } else { None };
-        return deliver::<F, POINT>(skb, &packet, translation, &flow.sides[1 - from], config);
-    }
-    decide::<F, POINT>(skb, &packet, config)
+        Delivery {
+            translated: flow.flags & (FLOW_FRONT | FLOW_BACK) != 0,
+            tuple: &flow.xlat,
+            to: &flow.sides[1 - from],
+        }
+    } else {
+        if POINT == POINT_FROM_NETDEV && !is_ours::<F>(packet, &key) {
+            return Ok(Action::Pass);
+        }
+        match decide::<F, POINT>(skb, packet)? {
+            Some(delivery) => delivery,
+            None => return Ok(Action::Pass),
+        }
+    };
+    deliver::<F, POINT>(skb, packet, &delivery, config)
 }
 
 /// Whether the packet came from where its side of the flow is, in the direction that this entry
-/// serves: an entry of a service flow translates one direction only.
+/// serves: an entry of a translated flow translates one direction only.
 #[inline(always)]
 fn arrived_right<A, const POINT: u8>(
     skb: &Skb,
+    config: &Config,
     packet: &Packet<A>,
     flow: &Flow<A>,
     from: usize,
@@ -81,9 +137,30 @@ fn arrived_right<A, const POINT: u8>(
                 && side.mac == packet.source_mac
         }
         POINT_TO_CONTAINER => side.hop == HOP_HOST,
-        POINT_FROM_OVERLAY => side.hop == HOP_TUNNEL && side.tunnel == tunnel::remote(skb)?,
+        POINT_FROM_OVERLAY => side.hop == HOP_TUNNEL && side.tunnel == tunnel::remote(skb, config)?,
+        // Any uplink: routers may send the two directions by different ways.
+        POINT_FROM_NETDEV => side.hop == HOP_UPLINK,
         _ => false,
     })
+}
+
+/// Whether a packet at an uplink is Weft's business: everything else, most of all what the node's own
+/// processes receive, goes on at once.
+#[inline(always)]
+fn is_ours<F: Family>(packet: &Packet<F::Addr>, key: &FlowKey<F::Addr>) -> bool {
+    packet.has(ERROR)
+        || flows::lookup::<F>(key).is_some()
+        || addresses::endpoint::<F>(packet.tuple.destination).is_some()
+        || services::has::<F>(&packet.tuple, packet.protocol, SCOPE_EXTERNAL)
+}
+
+/// A packet at an uplink that cannot be parsed.
+#[inline(always)]
+fn strange<F: Family>(skb: &Skb, drop: Drop) -> Result<Action, Drop> {
+    match F::ends(skb) {
+        Some((_, destination, _)) if addresses::endpoint::<F>(destination).is_some() => Err(drop),
+        _ => Ok(Action::Pass),
+    }
 }
 
 /// What the host stack routes into the overlay: only the way is Weft's business, not the flow.
@@ -93,11 +170,48 @@ fn encapsulate<F: Family>(skb: &Skb, config: &Config) -> Result<Action, Drop> {
         return Err(Drop::because(DropReason::Malformed));
     };
     match addresses::ipcache::<F>(destination) {
-        Some(entry) if entry.kind == KIND_REMOTE_POD || entry.kind == KIND_REMOTE_NODE => {
+        Some(entry) if addresses::leads_through_overlay(entry) => {
             write_macs(skb, OVERLAY_MAC, OVERLAY_PEER_MAC)?;
             tunnel::address(skb, config, &entry.tunnel)?;
             Ok(Action::Pass)
         }
         _ => Err(Drop::because(DropReason::NoRoute)),
+    }
+}
+
+/// What the host stack sends out of an uplink. Packets of pods come here only where Weft left one to
+/// the stack, which had an answer to it, or cut it into fragments: those leave as the flow knows.
+#[inline(always)]
+fn leave<F: Family>(skb: &Skb, config: &Config) -> Result<Action, Drop> {
+    let Some((source, destination, _)) = F::ends(skb) else {
+        return Ok(Action::Pass);
+    };
+    if addresses::endpoint::<F>(source).is_none() {
+        return Ok(Action::Pass);
+    }
+    let inside = config.flags & F::MASQUERADE == 0
+        || match addresses::ipcache::<F>(destination) {
+            Some(entry) => entry.kind != KIND_WORLD || entry.flags & IPCACHE_NO_MASQUERADE != 0,
+            None => false,
+        };
+    let mut packet = F::EMPTY;
+    F::parse(skb, &mut packet)?;
+    let (key, from) = flows::key::<F>(&packet.tuple, packet.protocol);
+    let known = flows::live::<F>(&packet, &key, from, clock::now(), config.ticks_per_second);
+    match known {
+        Some(flow)
+            if flow.flags & (FLOW_FRONT | FLOW_MASQUERADE) == FLOW_FRONT | FLOW_MASQUERADE
+                && from == usize::from(flow.initiator)
+                && flow.sides[1 - from].ifindex == skb.ifindex() =>
+        {
+            rewrite::<F>(skb, &packet, &flow.xlat)?;
+            Ok(Action::Pass)
+        }
+        // What was opened from outside is answered as it was asked.
+        Some(flow) if flow.flags & FLOW_FRONT == 0 && from != usize::from(flow.initiator) => {
+            Ok(Action::Pass)
+        }
+        _ if inside => Ok(Action::Pass),
+        _ => Err(Drop::because(DropReason::NotMasqueraded)),
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     checksum::Difference,
     drops::Drop,
     family::Family,
-    packet::{Packet, protocol},
+    packet::{LATER, Packet, protocol},
     skb::Skb,
 };
 
@@ -16,6 +16,12 @@ use crate::{
 const PSEUDO_HEADER: u64 = 1 << 4;
 /// `BPF_F_MARK_MANGLED_0`: a UDP checksum of 0 means none, and stays.
 const UDP_ZERO: u64 = 1 << 5;
+/// `BPF_F_IPV6`: the addresses are in an IPv6 header, whose change the checksum makes up for in the
+/// sum of all bytes (kernel commit ead7f9b8de65, 6.16).
+const IPV6: u64 = 1 << 7;
+
+/// Offset of the checksum in an ICMP header.
+const ICMP_CHECKSUM: usize = 2;
 
 /// Makes the packet one of `new`.
 #[inline(always)]
@@ -25,13 +31,14 @@ pub fn rewrite<F: Family>(
     new: &Tuple<F::Addr>,
 ) -> Result<(), Drop> {
     let old = &packet.tuple;
+    if packet.has(LATER) {
+        // The checksum in the first fragment is that of the whole datagram.
+        return addresses_only::<F>(skb, packet, new);
+    }
     let ports = Difference::NONE
         .word(old.source_port.to_be(), new.source_port.to_be())
         .word(old.destination_port.to_be(), new.destination_port.to_be());
-    let addresses = (
-        F::difference(old.source, new.source),
-        F::difference(old.destination, new.destination),
-    );
+    let moves = old.source_port != new.source_port || old.destination_port != new.destination_port;
     let l4 = packet.l4();
     match packet.protocol {
         protocol::TCP | protocol::UDP => {
@@ -40,9 +47,8 @@ pub fn rewrite<F: Family>(
             } else {
                 (l4 + core::mem::offset_of!(UdpHdr, check), UDP_ZERO)
             };
-            let addresses = addresses.0.plus(addresses.1);
-            replace(skb, checksum, addresses, flags | PSEUDO_HEADER)?;
-            if old.source_port != new.source_port || old.destination_port != new.destination_port {
+            replace_pseudo::<F>(skb, checksum, difference::<F>(old, new), flags)?;
+            if moves {
                 replace(skb, checksum, ports, flags)?;
                 let ports = skb
                     .at::<[u8; 4]>(l4)
@@ -55,26 +61,90 @@ pub fn rewrite<F: Family>(
                 unsafe { *ports = [source[0], source[1], destination[0], destination[1]] };
             }
         }
-        protocol::ICMP => {
+        _ if packet.protocol == F::ICMP => {
+            if F::ICMP_PSEUDO_HEADER {
+                replace_pseudo::<F>(skb, l4 + ICMP_CHECKSUM, difference::<F>(old, new), 0)?;
+            }
             // Echo: the identifier is one of the two ports, the other is 0.
             let identifier = new.source_port | new.destination_port;
             if old.source_port | old.destination_port != identifier {
+                replace(skb, l4 + ICMP_CHECKSUM, ports, 0)?;
                 let icmp = skb
                     .at::<Icmpv4Hdr>(l4)
                     .ok_or(Drop::because(DropReason::Malformed))?;
+                let id = identifier.to_be_bytes();
                 // SAFETY: `at` checked the bounds; no helper ran since.
                 unsafe {
-                    (*icmp).check = ports.apply(u16::from_ne_bytes((*icmp).check)).to_ne_bytes();
-                    let id = identifier.to_be_bytes();
                     (*icmp).data[0] = id[0];
                     (*icmp).data[1] = id[1];
                 }
             }
         }
-        // No service and so no translation has another protocol yet.
-        _ => return Err(Drop::because(DropReason::UnsupportedProtocol)),
+        // Their checksums cover the addresses, and are not where one could know.
+        protocol::UDP_LITE | protocol::DCCP => {
+            return Err(Drop::because(DropReason::UnsupportedProtocol));
+        }
+        // SCTP's checksum does not cover addresses, but its ports.
+        _ if moves => return Err(Drop::because(DropReason::UnsupportedProtocol)),
+        _ => return addresses_only::<F>(skb, packet, new),
     }
     F::write_addresses(skb, new)
+}
+
+/// Writes the addresses where no transport checksum makes up for them.
+#[inline(always)]
+fn addresses_only<F: Family>(
+    skb: &Skb,
+    packet: &Packet<F::Addr>,
+    new: &Tuple<F::Addr>,
+) -> Result<(), Drop> {
+    F::write_addresses(skb, new)?;
+    if F::ICMP_PSEUDO_HEADER {
+        // IPv6: nor does one of the header.
+        skb.summed(difference::<F>(&packet.tuple, new));
+    }
+    Ok(())
+}
+
+/// Makes the addresses of an ICMP message those of `outer`; its content changed by `change` already.
+#[inline(always)]
+pub fn icmp<F: Family>(
+    skb: &Skb,
+    packet: &Packet<F::Addr>,
+    outer: &Tuple<F::Addr>,
+    change: Difference,
+) -> Result<(), Drop> {
+    let checksum = packet.l4() + ICMP_CHECKSUM;
+    if F::ICMP_PSEUDO_HEADER {
+        replace_pseudo::<F>(skb, checksum, difference::<F>(&packet.tuple, outer), 0)?;
+    }
+    replace(skb, checksum, change, 0)?;
+    F::write_addresses(skb, outer)
+}
+
+#[inline(always)]
+fn difference<F: Family>(old: &Tuple<F::Addr>, new: &Tuple<F::Addr>) -> Difference {
+    F::difference(old.source, new.source).plus(F::difference(old.destination, new.destination))
+}
+
+/// Accounts for addresses in a checksum.
+#[inline(always)]
+fn replace_pseudo<F: Family>(
+    skb: &Skb,
+    offset: usize,
+    change: Difference,
+    flags: u64,
+) -> Result<(), Drop> {
+    if !F::ICMP_PSEUDO_HEADER {
+        return replace(skb, offset, change, flags | PSEUDO_HEADER);
+    }
+    if replace(skb, offset, change, flags | PSEUDO_HEADER | IPV6).is_ok() {
+        return Ok(());
+    }
+    // Kernels before 6.16 do not know the flag, and take the difference from the sum of all bytes.
+    replace(skb, offset, change, flags | PSEUDO_HEADER)?;
+    skb.summed(change);
+    Ok(())
 }
 
 #[inline(always)]

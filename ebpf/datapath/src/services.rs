@@ -5,7 +5,7 @@ use weft_abi::{
     drop::DropReason,
     flow::{Flow, Tuple},
     maps,
-    service::{FRONTEND_LOCAL_ONLY, FrontendKey, SCOPE_INTERNAL, Slot, SlotKey},
+    service::{FRONTEND_LOCAL_ONLY, FrontendKey, Slot, SlotKey},
 };
 
 use crate::{
@@ -30,17 +30,33 @@ pub struct Choice<A> {
     pub backend: u32,
 }
 
-/// The backend for a new flow to this destination; `None` if it is no service.
+/// Whether a service has this destination.
+#[inline(always)]
+pub fn has<F: Family>(tuple: &Tuple<F::Addr>, protocol: u8, scope: u8) -> bool {
+    let key = FrontendKey {
+        address: tuple.destination,
+        port: tuple.destination_port,
+        protocol,
+        scope,
+    };
+    lookups::count(Table::Services);
+    // SAFETY: only whether it is there is looked at.
+    unsafe { F::frontends().get(key) }.is_some()
+}
+
+/// The backend for a new flow to this destination, as traffic of this `SCOPE_` sees it; `None` if it
+/// is no service.
 #[inline(always)]
 pub fn select<F: Family>(
     tuple: &Tuple<F::Addr>,
     protocol: u8,
+    scope: u8,
 ) -> Result<Option<Choice<F::Addr>>, Drop> {
     let key = FrontendKey {
         address: tuple.destination,
         port: tuple.destination_port,
         protocol,
-        scope: SCOPE_INTERNAL,
+        scope,
     };
     lookups::count(Table::Services);
     // SAFETY: read at once and not kept across map changes of this program.

@@ -5,12 +5,14 @@
 //! fetching pointers anew after each such helper.
 
 use aya_ebpf::{
-    EbpfContext as _, bindings::__sk_buff, helpers::bpf_redirect, helpers::bpf_redirect_peer,
+    EbpfContext as _,
+    bindings::__sk_buff,
+    helpers::{bpf_csum_update, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
     programs::TcContext,
 };
 use weft_abi::drop::DropReason;
 
-use crate::drops::Drop;
+use crate::{checksum::Difference, drops::Drop};
 
 /// What the kernel shall do with the packet.
 #[must_use]
@@ -86,6 +88,21 @@ impl Skb {
         u16::from_be(protocol as u16)
     }
 
+    /// Whether the frame carries a VLAN tag, which the kernel keeps beside the packet.
+    #[inline(always)]
+    pub fn is_tagged(&self) -> bool {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.raw()).vlan_present != 0 }
+    }
+
+    /// Bytes of payload per segment, of a packet that is cut into segments only at the very end; else
+    /// 0.
+    #[inline(always)]
+    pub fn segment(&self) -> u32 {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.raw()).gso_size }
+    }
+
     /// The packet mark.
     #[inline(always)]
     pub fn mark(&self) -> u32 {
@@ -110,8 +127,16 @@ impl Skb {
                 "packet data is aligned to 2 bytes at most"
             );
         };
-        let start = self.ctx.data() + offset;
-        if start + size_of::<T>() > self.ctx.data_end() {
+        // Volatile for the verifier: the compiler must not keep the half-widened number of one read for
+        // another place, where it is no packet pointer any more.
+        // SAFETY: the context is valid for the whole program, and the fields are readable in tc.
+        let (start, end) = unsafe {
+            (
+                core::ptr::read_volatile(&raw const (*self.raw()).data) as usize + offset,
+                core::ptr::read_volatile(&raw const (*self.raw()).data_end) as usize,
+            )
+        };
+        if start + size_of::<T>() > end {
             return None;
         }
         Some(start as *mut T)
@@ -122,6 +147,28 @@ impl Skb {
     pub fn read<T: Copy>(&self, offset: usize) -> Option<T> {
         // SAFETY: `at` checked the bounds and that T needs no alignment; T is a plain header.
         self.at::<T>(offset).map(|header| unsafe { *header })
+    }
+
+    /// Copies bytes at an `offset` that may be anywhere in the packet, linear or not.
+    #[inline(always)]
+    pub fn load<T: Copy>(&self, offset: usize) -> Option<T> {
+        self.ctx.load(offset).ok()
+    }
+
+    /// Writes bytes where [`Self::load`] would read them. Checksums are the caller's business.
+    #[inline(always)]
+    pub fn store<T>(&self, offset: usize, value: &T) -> Result<(), Drop> {
+        self.ctx
+            .store(offset, value, 0)
+            .map_err(|_| Drop::because(DropReason::Helper))
+    }
+
+    /// Accounts for changed bytes that no checksum in the packet makes up for, where the device gave
+    /// the sum of all bytes along (`CHECKSUM_COMPLETE`); without effect elsewhere.
+    #[inline(always)]
+    pub fn summed(&self, change: Difference) {
+        // SAFETY: the context is valid for the whole program.
+        let _ = unsafe { bpf_csum_update(self.raw(), change.folded().into()) };
     }
 
     /// Makes the first `length` bytes linear; they may then be read and written in place.
@@ -147,4 +194,33 @@ impl Skb {
         let _ = unsafe { bpf_redirect(ifindex, 0) };
         Action::Redirect
     }
+
+    /// Sends the packet out of `ifindex`, to the neighbour that the node's routes name for its
+    /// destination.
+    #[inline(always)]
+    pub fn redirect_neighbour(&self, ifindex: u32) -> Action {
+        // SAFETY: as in `redirect_peer`; without parameters the kernel looks the neighbour up.
+        let _ = unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) };
+        Action::Redirect
+    }
 }
+
+/// A structure of the kernel's interface with all bytes zero.
+#[inline(always)]
+pub fn zeroed<T: KernelStruct>() -> T {
+    // SAFETY: `KernelStruct` says that zeros are a value of it.
+    unsafe { core::mem::zeroed() }
+}
+
+/// A C structure of the kernel's interface, of integers only: zeros are a value of it.
+///
+/// # Safety
+///
+/// That must be so.
+pub unsafe trait KernelStruct {}
+// SAFETY: integers.
+unsafe impl KernelStruct for aya_ebpf::bindings::bpf_tunnel_key {}
+// SAFETY: integers.
+unsafe impl KernelStruct for aya_ebpf::bindings::bpf_fib_lookup {}
+// SAFETY: integers.
+unsafe impl KernelStruct for aya_ebpf::bindings::bpf_sock_tuple {}

@@ -10,7 +10,10 @@ use weft_abi::{
     drop::DropReason,
 };
 
-use crate::{drops::Drop, skb::Skb};
+use crate::{
+    drops::Drop,
+    skb::{self, Skb},
+};
 
 /// The part of `bpf_tunnel_key` that every supported kernel knows: up to the local address, which
 /// came in 6.0 (commit 26101f5ab6bd).
@@ -27,21 +30,32 @@ const TTL: u8 = 64;
 
 /// The underlay address of the node that sent this overlay packet.
 #[inline(always)]
-pub fn remote(skb: &Skb) -> Result<Addr6, Drop> {
-    let mut key = empty();
+pub fn remote(skb: &Skb, config: &Config) -> Result<Addr6, Drop> {
+    let mut key = skb::zeroed::<bpf_tunnel_key>();
     // SAFETY: the pointer and size describe `key`; the helper writes only there.
-    if unsafe { bpf_skb_get_tunnel_key(skb.raw(), &raw mut key, KEY_SIZE, 0) } != 0 {
+    let v4 = unsafe { bpf_skb_get_tunnel_key(skb.raw(), &raw mut key, KEY_SIZE, 0) } == 0;
+    // The kernel does not say of which family the outer header was, but refuses the wrong question.
+    // SAFETY: as above.
+    let known = v4
+        || unsafe { bpf_skb_get_tunnel_key(skb.raw(), &raw mut key, KEY_SIZE, UNDERLAY_V6) } == 0;
+    if !known || key.tunnel_id != config.vni {
         return Err(Drop::because(DropReason::UnknownTunnel));
     }
-    // SAFETY: all bytes of the union were initialised by `empty` or the helper.
-    let remote = unsafe { key.__bindgen_anon_1.remote_ipv4 };
-    Ok(Addr6::mapped(Addr4::new(remote.to_be_bytes())))
+    if v4 {
+        // SAFETY: all bytes of the union were initialised, by `zeroed` or the helper.
+        let remote = unsafe { key.__bindgen_anon_1.remote_ipv4 };
+        return Ok(Addr6::mapped(Addr4::new(remote.to_be_bytes())));
+    }
+    // SAFETY: as above; four words are sixteen octets, in network order as the helper copied them.
+    let remote =
+        unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(key.__bindgen_anon_1.remote_ipv6) };
+    Ok(Addr6::new(remote))
 }
 
 /// Addresses the packet to the node with this underlay address.
 #[inline(always)]
 pub fn address(skb: &Skb, config: &Config, node: &Addr6) -> Result<(), Drop> {
-    let mut key = empty();
+    let mut key = skb::zeroed::<bpf_tunnel_key>();
     key.tunnel_id = config.vni;
     key.tunnel_ttl = TTL;
     let flags = match node.as_mapped() {
@@ -62,10 +76,4 @@ pub fn address(skb: &Skb, config: &Config, node: &Addr6) -> Result<(), Drop> {
         return Err(Drop::because(DropReason::Helper));
     }
     Ok(())
-}
-
-#[inline(always)]
-fn empty() -> bpf_tunnel_key {
-    // SAFETY: a C struct of integers; zeros are a value of it.
-    unsafe { core::mem::zeroed() }
 }

@@ -51,18 +51,6 @@ fn what_weft_does_not_forward_is_dropped_and_named() {
             more: false,
         });
         assert_eq!(lab.send(&WEB, &fragment), dropped(DropReason::Fragment));
-        let other = f.from(
-            &WEB,
-            DB,
-            Payload::Other {
-                protocol: 47,
-                data: vec![0; 40],
-            },
-        );
-        assert_eq!(
-            lab.send(&WEB, &other),
-            dropped(DropReason::UnsupportedProtocol)
-        );
         let context = Context {
             ifindex: lab.interface(&WEB),
             ..Context::default()

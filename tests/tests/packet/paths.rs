@@ -155,18 +155,39 @@ fn the_host_stacks_way_into_the_overlay() {
 }
 
 #[test]
-fn time_to_live_that_ends_here_goes_to_the_stack_untranslated() {
+fn time_to_live_that_ends_here_goes_to_the_stack_with_its_source() {
     for f in families() {
         let (mut lab, _) = lab(&[service("s", VIP, &[DB.place])]);
-        for destination in [DB.place, REMOTE, VIP] {
+        // What is sent to a service goes as one of its backend: towards that the stack has a route.
+        for (destination, seen) in [
+            (DB.place, (DB.place, 80)),
+            (REMOTE, (REMOTE, 80)),
+            (VIP, (DB.place, 8080)),
+        ] {
             let mut sent = f.from(&WEB, destination, Payload::tcp(40000, 80, SYN));
             sent.ttl = 1;
+            let mut expected = f.from(&WEB, seen.0, Payload::tcp(40000, seen.1, SYN));
+            expected.ttl = 1;
             assert_eq!(
                 lab.send(&WEB, &sent),
-                Verdict::Pass(sent.to_bytes(), 0),
+                Verdict::Pass(expected.to_bytes(), 0),
                 "{destination:?}"
             );
         }
+    }
+}
+
+#[test]
+fn protocols_without_ports_have_flows_too() {
+    for f in families() {
+        let (mut lab, _) = lab(&[]);
+        let gre = Payload::Other {
+            protocol: 47,
+            data: vec![0; 40],
+        };
+        assert!(lab.send(&WEB, &f.from(&WEB, DB, gre.clone())).redirected());
+        assert!(lab.send(&DB, &f.from(&DB, WEB, gre)).redirected());
+        assert_eq!(lab.flows().unwrap().len(), 1);
     }
 }
 

@@ -1,0 +1,67 @@
+//! Ways that the node's own routes know: which uplink leads somewhere, and what address and port a
+//! pod is masqueraded with there.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::bpf_fib_lookup,
+    helpers::{bpf_fib_lookup as fib_lookup, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release},
+};
+use weft_abi::flow::Tuple;
+
+use crate::{
+    family::Family,
+    flows,
+    packet::protocol,
+    skb::{self, Skb},
+};
+
+/// Results of the helper (`BPF_FIB_LKUP_RET_`): a neighbour was found, is not resolved yet (the
+/// kernel does that when the packet goes there), or the packet is too big for the interface.
+const SUCCESS: i64 = 0;
+const NO_NEIGHBOUR: i64 = 7;
+const TOO_BIG: i64 = 8;
+
+/// `BPF_F_CURRENT_NETNS`: the namespace of the interface at which the program runs.
+const THIS_NODE: u64 = u64::MAX;
+
+/// The interface by which the node would forward a packet; `None` where it is not to be forwarded:
+/// to the node itself, or nowhere. `params` is scratch space.
+#[inline(always)]
+pub fn interface<F: Family>(
+    skb: &Skb,
+    tuple: &Tuple<F::Addr>,
+    protocol: u8,
+    params: &mut bpf_fib_lookup,
+) -> Option<u32> {
+    *params = skb::zeroed();
+    F::fib_addresses(params, tuple.source, tuple.destination);
+    params.l4_protocol = protocol;
+    params.sport = tuple.source_port.to_be();
+    params.dport = tuple.destination_port.to_be();
+    params.ifindex = skb.ifindex();
+    let size = size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: the pointer and size describe `params`; the helper writes only there.
+    let result = unsafe { fib_lookup(skb.raw().cast(), &raw mut *params, size, 0) };
+    (result == SUCCESS || result == NO_NEIGHBOUR || result == TOO_BIG).then_some(params.ifindex)
+}
+
+/// Whether a socket of the node would take a packet that answers `tuple`: then its source port is
+/// no port to masquerade with.
+#[inline(always)]
+pub fn held_by_socket<F: Family>(skb: &Skb, tuple: &Tuple<F::Addr>, protocol: u8) -> bool {
+    let (mut sock, size) = F::sock_tuple(&flows::reversed(tuple));
+    let context = skb.ctx().as_ptr();
+    let socket = match protocol {
+        // SAFETY: the pointer and size describe `sock`; the reference is released below.
+        protocol::TCP => unsafe { bpf_sk_lookup_tcp(context, &raw mut sock, size, THIS_NODE, 0) },
+        // SAFETY: as above.
+        protocol::UDP => unsafe { bpf_sk_lookup_udp(context, &raw mut sock, size, THIS_NODE, 0) },
+        _ => return false,
+    };
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: a socket that was just looked up, and is not used any more.
+    let _ = unsafe { bpf_sk_release(socket.cast()) };
+    true
+}
