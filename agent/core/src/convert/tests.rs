@@ -388,7 +388,7 @@ fn nodes_and_namespaces() {
     );
     assert_eq!(node0.internal_ips.len(), 2);
     assert_eq!(
-        node0.tunnel_address(),
+        node0.underlay_address(&node0),
         Some("192.0.2.1".parse().expect("an address"))
     );
     assert_eq!(warnings.len(), 2);
