@@ -32,6 +32,34 @@ pub enum Command {
     Policy(QueryArgs),
     /// Show drop counters and the last dropped packets.
     Drops(QueryArgs),
+    /// Remove everything that Weft made on this node. No agent may be running.
+    Cleanup(CleanupArgs),
+}
+
+/// Flags of `cleanup`: where `run` was told to put things.
+#[derive(Clone, Debug, Args)]
+pub struct CleanupArgs {
+    /// Mount point of the BPF file system.
+    #[arg(long, env = "WEFT_BPF_ROOT", default_value = "/sys/fs/bpf")]
+    pub bpf_root: PathBuf,
+    /// Directory of what survived reboots.
+    #[arg(long, env = "WEFT_STATE_DIR", default_value = "/var/lib/weft")]
+    pub state_dir: PathBuf,
+    /// Directory of the sockets.
+    #[arg(long, env = "WEFT_RUN_DIR", default_value = "/run/weft")]
+    pub run_dir: PathBuf,
+    /// Where the plugin was installed.
+    #[arg(long, env = "WEFT_CNI_BIN_DIR", default_value = "/opt/cni/bin")]
+    pub cni_bin_dir: PathBuf,
+    /// Where the conflist was installed.
+    #[arg(long, env = "WEFT_CNI_CONF_DIR", default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+    /// Only say what would be removed.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// How to print what was done.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
 }
 
 /// Flags of `run`.

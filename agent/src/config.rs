@@ -13,9 +13,9 @@ use weft_abi::{ABI_VERSION, maps};
 use crate::cli::{AttachMode, RunArgs};
 
 /// The smallest MTU of pod interfaces: what every IPv4 host must take.
-const MTU_MIN: u32 = 576;
+pub const MTU_MIN: u32 = 576;
 /// The largest MTU that the kernel gives a veth.
-const MTU_MAX: u32 = 65_535;
+pub const MTU_MAX: u32 = 65_535;
 
 /// The agent's configuration.
 #[derive(Clone, Debug)]

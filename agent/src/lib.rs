@@ -15,6 +15,7 @@
 
 pub mod backoff;
 pub mod bpf;
+pub mod cleanup;
 pub mod cli;
 pub mod cni;
 pub mod config;

@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         Command::Services(args) => client::run(Query::Services, &args),
         Command::Policy(args) => client::run(Query::Policy, &args),
         Command::Drops(args) => client::run(Query::Drops, &args),
+        Command::Cleanup(args) => weft_agent::cleanup::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

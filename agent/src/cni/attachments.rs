@@ -3,7 +3,7 @@
 //! ADD, in this order, so that a crash anywhere leaves nothing that a DEL or the next start does
 //! not clean up, and so that no packet passes before the datapath sees it:
 //!
-//! 1. addresses are allocated (on disk),
+//! 1. ports of the node are claimed (in memory), addresses are allocated (on disk),
 //! 2. the interface pair is made, both ends down,
 //! 3. the programs are attached to the host's end,
 //! 4. the pod's end is configured,
@@ -12,22 +12,29 @@
 //! 7. the answer waits until the pod's policy set is in the maps.
 //!
 //! A failure in 1 to 6 undoes what was done. DEL goes the other way and collects its errors.
+//!
+//! Requests about one container are done one after the other; requests about others at once. What
+//! they share is held for moments only: addresses are decided in memory and written down apart, the
+//! kernel's own lock on interfaces is what takes turns.
 
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 use weft_cni::error::{CniError, code};
 use weft_cni::protocol::{Request, Response};
 use weft_cni::queue::Queue;
-use weft_cni::result::{CniResult, Interface, IpConfig, Route};
 
+use super::adding::Adding;
+use super::answer;
 use super::locks::Locks;
-use crate::endpoints::Record;
+use super::programs;
+use super::requested::Requested;
+use crate::config::{MTU_MAX, MTU_MIN};
+use crate::endpoints::{LimitRecord, PortRecord, PortTaken, Record};
 use crate::ipam::{IpamError, Owner};
 use crate::netlink::netns::NetNsError;
 use crate::netlink::veth::{self, Pair};
@@ -47,9 +54,13 @@ const READY_TIMEOUT_OFFLINE: Duration = Duration::from_secs(1);
 /// Attaches and detaches pods.
 #[derive(Debug)]
 pub struct Attachments {
-    shared: Arc<Shared>,
-    netlink: Netlink,
-    locks: Locks,
+    pub(super) shared: Arc<Shared>,
+    pub(super) netlink: Netlink,
+    /// One request about a container at a time.
+    pub(super) locks: Locks,
+    pub(super) adding: Adding,
+    /// One GC at a time.
+    pub(super) collection: tokio::sync::Mutex<()>,
 }
 
 impl Attachments {
@@ -63,6 +74,8 @@ impl Attachments {
             shared,
             netlink: Netlink::host()?,
             locks: Locks::default(),
+            adding: Adding::default(),
+            collection: tokio::sync::Mutex::default(),
         })
     }
 
@@ -73,11 +86,14 @@ impl Attachments {
     /// A CNI error; then nothing of the attachment is left.
     pub async fn add(&self, request: &Request) -> Response {
         let owner = owner(request);
+        let _running = self.adding.begin(&owner);
         let _one_at_a_time = self.locks.lock(&owner.container_id).await;
 
+        let requested = Requested::of(request)?;
+        let previous = request.config.previous()?;
         let network = self.network().await?;
-        let mtu = request.config.mtu.unwrap_or(network.mtu);
-        let pair = Pair::new(&owner.container_id, &owner.ifname, mtu);
+        let mut pair = Pair::new(&owner.container_id, &owner.ifname, mtu(request, &network)?);
+        pair.mac = requested.mac.unwrap_or(pair.mac);
         let netns_path = request.netns.as_deref().unwrap_or_default();
         let netns = NetNs::open_pod(Path::new(netns_path)).map_err(|error| netns_error(&error))?;
         if self.shared.endpoints.get(&pair.host).is_some()
@@ -105,10 +121,15 @@ impl Attachments {
                 CniError::new(code::IO, "cannot forget an earlier DEL of this container")
                     .with_details(error.to_string())
             })?;
-        let record = match self.plumb(request, &owner, &pair, &netns, &network).await {
+        if !requested.addresses.is_empty() && !self.shared.ipam().addresses_of(&owner).is_empty() {
+            // Left by an ADD that a crash ended, and not what is asked for now.
+            self.clean_up(&owner, &pair.host).await?;
+        }
+        let plumbed = self.plumb(request, &requested, &owner, &pair, &netns, &network);
+        let record = match plumbed.await {
             Ok(record) => record,
             Err(error) => {
-                if let Err(leftover) = self.clean_up(&owner, &pair).await {
+                if let Err(leftover) = self.clean_up(&owner, &pair.host).await {
                     warn!(%owner, error = %leftover, "a failed ADD left something behind; DEL \
                         or a restart removes it");
                 }
@@ -121,7 +142,7 @@ impl Attachments {
             pod = %record.endpoint().pod, addresses = ?record.addresses,
             interface = record.interface, "pod attached"
         );
-        Ok(Some(result(&record, &pair, netns_path)))
+        Ok(Some(answer::result(&record, &pair, netns_path, previous)))
     }
 
     /// DEL. What is gone already is fine, and so is a missing network namespace.
@@ -132,9 +153,9 @@ impl Attachments {
     pub async fn del(&self, request: &Request) -> Response {
         let owner = owner(request);
         let _one_at_a_time = self.locks.lock(&owner.container_id).await;
-        let pair = Pair::new(&owner.container_id, &owner.ifname, 0);
-        let known = self.shared.endpoints.get(&pair.host);
-        self.clean_up(&owner, &pair).await?;
+        let interface = interface_of(&owner);
+        let known = self.shared.endpoints.get(&interface);
+        self.clean_up(&owner, &interface).await?;
         match known {
             Some(record) => {
                 info!(
@@ -152,17 +173,41 @@ impl Attachments {
     /// # Errors
     ///
     /// Code 50 and why not.
-    pub fn status(&self) -> Response {
-        let unavailable = |why: &str| {
+    pub async fn status(&self) -> Response {
+        let unavailable = |why: String| {
             Err(CniError::new(code::NOT_AVAILABLE, "Weft cannot attach pods").with_details(why))
         };
-        match &*self.shared.node.borrow() {
-            None => unavailable("the node's network is not set up yet: its Node object is unknown"),
-            Some(network) if network.facts.pod_cidrs.is_empty() => {
-                unavailable("the Node object has no spec.podCIDRs")
-            }
-            Some(_) => Ok(None),
+        let network = self.shared.node.borrow().clone();
+        let Some(network) = network else {
+            return unavailable(
+                "the node's network is not set up yet: its Node object is unknown".to_owned(),
+            );
+        };
+        if network.facts.pod_cidrs.is_empty() {
+            return unavailable("the Node object has no spec.podCIDRs".to_owned());
         }
+        let usage = self.shared.ipam().usage();
+        if let Some(full) = usage.iter().find(|usage| usage.is_exhausted()) {
+            return unavailable(format!(
+                "no free address: all {} of {} are in use",
+                full.size, full.pool
+            ));
+        }
+        if network.overlay != 0 {
+            match programs::missing_on_overlay(&self.netlink).await {
+                Ok(missing) if missing.is_empty() => {}
+                Ok(missing) => {
+                    return unavailable(format!(
+                        "the datapath is not in place: the overlay is without {}",
+                        missing.join(", ")
+                    ));
+                }
+                Err(error) => {
+                    return unavailable(format!("the datapath is not in place: {error:#}"));
+                }
+            }
+        }
+        Ok(None)
     }
 
     async fn network(&self) -> Result<NodeNetwork, CniError> {
@@ -184,17 +229,21 @@ impl Attachments {
     async fn plumb(
         &self,
         request: &Request,
+        requested: &Requested,
         owner: &Owner,
         pair: &Pair,
         netns: &NetNs,
         network: &NodeNetwork,
     ) -> Result<Record, CniError> {
-        let addresses = {
-            let (shared, owner) = (self.shared.clone(), owner.clone());
-            blocking(move || shared.ipam().allocate(&owner))
-                .await?
-                .map_err(|error| ipam_error(&error))?
+        let holder = match (&request.args.pod_namespace, &request.args.pod_name) {
+            (Some(namespace), Some(name)) => format!("pod {namespace}/{name}"),
+            _ => owner.to_string(),
         };
+        self.shared
+            .endpoints
+            .claim(&pair.host, &holder, &requested.host_ports)
+            .map_err(|taken| port_error(&taken))?;
+        let addresses = self.allocate(owner, &requested.addresses).await?;
         let link = veth::create(&self.netlink, netns, pair)
             .await
             .map_err(|error| {
@@ -234,6 +283,10 @@ impl Attachments {
             mac: pair.mac,
             mtu: pair.mtu,
             addresses: addresses.clone(),
+            network: request.config.name.clone(),
+            host_ports: requested.host_ports.iter().map(PortRecord::from).collect(),
+            egress_limit: requested.egress_limit.map(LimitRecord::from),
+            ingress_limit: requested.ingress_limit.map(LimitRecord::from),
         };
         {
             let (shared, record) = (self.shared.clone(), record.clone());
@@ -254,6 +307,23 @@ impl Attachments {
         .await
         .map_err(|error| netlink_error(&error))?;
         Ok(record)
+    }
+
+    /// Addresses are decided in memory; the disk is waited for without anybody else waiting for it.
+    async fn allocate(&self, owner: &Owner, wanted: &[IpAddr]) -> Result<Vec<IpAddr>, CniError> {
+        let (shared, owner, wanted) = (self.shared.clone(), owner.clone(), wanted.to_vec());
+        blocking(move || {
+            let reservation = shared.ipam().reserve(&owner, &wanted)?;
+            match reservation.store() {
+                Ok(()) => Ok(reservation.addresses().to_vec()),
+                Err(error) => {
+                    shared.ipam().abandon(&reservation);
+                    Err(error)
+                }
+            }
+        })
+        .await?
+        .map_err(|error| ipam_error(&error))
     }
 
     /// Waits until the policy set is in the maps. If it does not get there in time, the pod starts
@@ -290,13 +360,13 @@ impl Attachments {
     /// Removes whatever there is of an attachment: the record first, so that nobody looks for an
     /// interface that is just going, and the addresses last, when nobody can use them any more.
     /// Every part is tried; what a crash leaves in between, the next start removes.
-    async fn clean_up(&self, owner: &Owner, pair: &Pair) -> Result<(), CniError> {
+    pub(super) async fn clean_up(&self, owner: &Owner, interface: &str) -> Result<(), CniError> {
         let mut errors = Vec::new();
-        let (shared, host) = (self.shared.clone(), pair.host.clone());
+        let (shared, host) = (self.shared.clone(), interface.to_owned());
         if let Err(error) = blocking(move || shared.endpoints.remove(&host)).await? {
             errors.push(format!("the endpoint's record: {error}"));
         }
-        match self.netlink.find_link(&pair.host).await {
+        match self.netlink.find_link(interface).await {
             Ok(Some(link)) => {
                 // The peer in the pod goes with it.
                 if let Err(error) = self.netlink.delete_link(&link).await {
@@ -306,12 +376,19 @@ impl Attachments {
             Ok(None) => {}
             Err(error) => errors.push(error.to_string()),
         }
-        self.shared.attacher().forget(&pair.host);
-        if errors.is_empty() {
-            let (shared, owner) = (self.shared.clone(), owner.clone());
-            let released = blocking(move || shared.ipam().release(&owner)).await?;
-            errors.extend(released.err().map(|error| error.to_string()));
-        }
+        let gone = errors.is_empty();
+        let (shared, host, owner) = (self.shared.clone(), interface.to_owned(), owner.clone());
+        let released = blocking(move || {
+            shared.attacher().forget(&host);
+            if !gone {
+                return Ok(());
+            }
+            let release = shared.ipam().releasing(&owner);
+            release.store()?;
+            shared.ipam().released(&release);
+            Ok::<_, IpamError>(())
+        });
+        errors.extend(released.await?.err().map(|error| error.to_string()));
         self.shared.cluster.notify();
         if errors.is_empty() {
             return Ok(());
@@ -321,7 +398,24 @@ impl Attachments {
     }
 }
 
-fn owner(request: &Request) -> Owner {
+/// The name of the host's end of an attachment.
+pub(super) fn interface_of(owner: &Owner) -> String {
+    Pair::new(&owner.container_id, &owner.ifname, 0).host
+}
+
+/// The MTU of the pod's interface: the configuration's, else the node's.
+fn mtu(request: &Request, network: &NodeNetwork) -> Result<u32, CniError> {
+    match request.config.mtu {
+        None => Ok(network.mtu),
+        Some(mtu) if (MTU_MIN..=MTU_MAX).contains(&mtu) => Ok(mtu),
+        Some(mtu) => Err(
+            CniError::new(code::INVALID_CONFIG, format!("\"mtu\": {mtu} is invalid"))
+                .with_details(format!("give a value from {MTU_MIN} to {MTU_MAX}, or none")),
+        ),
+    }
+}
+
+pub(super) fn owner(request: &Request) -> Owner {
     Owner {
         container_id: request.container_id.clone(),
         ifname: request.ifname.clone(),
@@ -329,7 +423,7 @@ fn owner(request: &Request) -> Owner {
 }
 
 /// Runs what waits for the disk or the kernel where it does not hold up other tasks.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, CniError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| {
@@ -337,52 +431,7 @@ async fn blocking<T: Send + 'static>(
     })
 }
 
-/// The result that the runtime gets.
-fn result(record: &Record, pair: &Pair, netns: &str) -> CniResult {
-    let mac = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
-    let host = Interface {
-        name: pair.host.clone(),
-        mac: mac(weft_abi::GATEWAY_MAC),
-        mtu: Some(pair.mtu),
-        ..Interface::default()
-    };
-    let pod = Interface {
-        name: pair.pod.clone(),
-        mac: mac(pair.mac),
-        mtu: Some(pair.mtu),
-        sandbox: Some(netns.to_owned()),
-        ..Interface::default()
-    };
-    let ips = record.addresses.iter().map(|address| IpConfig {
-        address: IpNet::from(*address),
-        gateway: Some(veth::gateway(*address)),
-        interface: Some(1),
-    });
-    let routes = record.addresses.iter().map(|address| Route {
-        dst: default_route(*address),
-        gw: Some(veth::gateway(*address)),
-        mtu: None,
-        advmss: None,
-        priority: None,
-        table: None,
-        scope: None,
-    });
-    CniResult {
-        interfaces: vec![host, pod],
-        ips: ips.collect(),
-        routes: routes.collect(),
-        ..CniResult::default()
-    }
-}
-
-fn default_route(address: IpAddr) -> IpNet {
-    match address {
-        IpAddr::V4(_) => IpNet::V4(ipnet::Ipv4Net::default()),
-        IpAddr::V6(_) => IpNet::V6(ipnet::Ipv6Net::default()),
-    }
-}
-
-fn netns_error(error: &NetNsError) -> CniError {
+pub(super) fn netns_error(error: &NetNsError) -> CniError {
     CniError::new(
         code::INVALID_NETNS,
         "CNI_NETNS is no usable network namespace",
@@ -390,37 +439,24 @@ fn netns_error(error: &NetNsError) -> CniError {
     .with_details(error.to_string())
 }
 
-fn netlink_error(error: &NetlinkError) -> CniError {
+pub(super) fn netlink_error(error: &NetlinkError) -> CniError {
     CniError::new(code::INTERNAL, "cannot set up the pod's interface")
         .with_details(error.to_string())
 }
 
 fn ipam_error(error: &IpamError) -> CniError {
     let code = match error {
-        IpamError::NoPool | IpamError::Exhausted { .. } => code::TRY_AGAIN_LATER,
+        IpamError::NoPool | IpamError::Exhausted { .. } | IpamError::Taken { .. } => {
+            code::TRY_AGAIN_LATER
+        }
+        IpamError::NotOurs { .. } | IpamError::Second(_) => code::INVALID_CONFIG,
         IpamError::Io { .. } => code::IO,
     };
     CniError::new(code, "cannot allocate an address").with_details(error.to_string())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::endpoints::tests::record;
-
-    #[test]
-    fn the_result_says_what_runtimes_read() {
-        let pair = Pair::new("c1", "eth0", 1450);
-        let result = result(&record(1), &pair, "/run/netns/1");
-        assert_eq!(result.interfaces[1].name, "eth0");
-        assert_eq!(
-            result.interfaces[1].sandbox.as_deref(),
-            Some("/run/netns/1")
-        );
-        assert_eq!(result.interfaces[0].sandbox, None);
-        assert_eq!(result.ips[0].address.to_string(), "10.0.0.1/32");
-        assert_eq!(result.ips[0].interface, Some(1));
-        assert_eq!(result.ips[0].gateway, Some([169, 254, 1, 1].into()));
-        assert_eq!(result.routes[0].dst.to_string(), "0.0.0.0/0");
-    }
+/// The scheduler puts no two pods with the same host port on a node, so the one that has it is about
+/// to go, most likely: the runtime should try again.
+fn port_error(taken: &PortTaken) -> CniError {
+    CniError::new(code::TRY_AGAIN_LATER, taken.to_string())
 }

@@ -66,10 +66,15 @@ fn render(config: &Config) -> Vec<u8> {
     let conflist = json!({
         "cniVersion": "1.1.0",
         "name": "weft",
-        "disableCheck": true,
-        "disableGC": true,
         "plugins": [{
             "type": PLUGIN_TYPE,
+            "capabilities": {
+                "portMappings": true,
+                "bandwidth": true,
+                "mac": true,
+                "ips": true,
+                "io.kubernetes.cri.pod-annotations": true,
+            },
             "socket": config.cni_socket(),
             "queueDir": config.cni_queue(),
         }],

@@ -35,7 +35,7 @@ pub fn plan(records: &[Record], links: &[Link], owners: impl IntoIterator<Item =
     let mut plan = Plan::default();
     let mut pods: BTreeMap<&str, &Link> = links
         .iter()
-        .filter(|link| link.kind == "veth" && is_ours(&link.name))
+        .filter(|link| is_of_a_pod(link))
         .map(|link| (link.name.as_str(), link))
         .collect();
     let mut kept = BTreeSet::new();
@@ -62,9 +62,11 @@ pub fn plan(records: &[Record], links: &[Link], owners: impl IntoIterator<Item =
     plan
 }
 
-/// Whether an interface has a name that only Weft gives.
-fn is_ours(name: &str) -> bool {
-    name != overlay::DEVICE
+/// Whether an interface is the host's end of a pod's: one of a name that only Weft gives.
+pub fn is_of_a_pod(link: &Link) -> bool {
+    let name = link.name.as_str();
+    link.kind == "veth"
+        && name != overlay::DEVICE
         && name.strip_prefix(HOST_PREFIX).is_some_and(|hash| {
             hash.len() == 11 && hash.bytes().all(|byte| byte.is_ascii_hexdigit())
         })

@@ -12,7 +12,6 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
-use weft_cni::error::{CniError, code};
 use weft_cni::protocol::{self, Command, MAX_LINE, Request, Response};
 use weft_cni::queue::Queue;
 
@@ -128,15 +127,9 @@ async fn handle(request: &Request, attachments: &Attachments) -> Response {
     let response = match request.command {
         Command::Add => attachments.add(request).await,
         Command::Del => attachments.del(request).await,
-        Command::Status => attachments.status(),
-        Command::Check | Command::Gc => Err(CniError::new(
-            code::INTERNAL,
-            format!(
-                "{} is not supported by this release of Weft",
-                request.command
-            ),
-        )
-        .with_details("its conflist sets disableCheck and disableGC")),
+        Command::Check => attachments.check(request).await,
+        Command::Gc => attachments.gc(request).await,
+        Command::Status => attachments.status().await,
     };
     if let Err(error) = &response {
         let pod = request.args.pod_name.as_deref().unwrap_or_default();

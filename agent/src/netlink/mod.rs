@@ -6,13 +6,17 @@
 //!    |-- [routes]    routes to the other nodes' pods: dump, diff, apply
 //!    |-- [veth]      a pod's interface pair, both ends
 //!    `-- [uplink]    which interface carries the node's address, and its MTU
+//!  [filters], [look], [ours]   what there is, for checks and cleanup
 //!  [sysctl]    the kernel settings that forwarding needs
 //! ```
 //!
 //! Everything here is idempotent: each function looks at what is there and changes what differs, so
 //! that it can run at every start and after every failure.
 
+pub mod filters;
+pub mod look;
 pub mod netns;
+pub mod ours;
 pub mod overlay;
 pub mod routes;
 pub mod socket;

@@ -3,17 +3,28 @@
 //! The pod's end is made directly in the pod's namespace; no interface ever exists under a wrong
 //! name or in a wrong namespace. The host's end is set up last, after the caller attached the
 //! datapath to it: no packet of a pod passes unseen.
+//!
+//! Nothing is resolved, announced or detected on the link between the two, in either family: the
+//! pod's gateway is a permanent neighbour, and so is each address of the pod on the node. The pod's
+//! end has no IPv6 address but the one it is given, in particular no link-local one: the kernel would
+//! solicit routers and report multicast groups from it, to nobody. Programs that need one (mDNS, say)
+//! find no peer on this link anyway; the default route works without, because its next hop is a
+//! permanent neighbour.
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 
 use ipnet::IpNet;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkMessage};
-use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::packet_route::route::{RouteProtocol, RouteScope};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
-use weft_abi::{GATEWAY_MAC, GATEWAY_V4};
+use tracing::warn;
+use weft_abi::{GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6};
 
+use super::ROUTE_PROTOCOL;
 use super::netns::NetNs;
-use super::routes::{self, Route, Via};
 use super::socket::{Link, Netlink, NetlinkError, failed};
 use super::sysctl;
 
@@ -55,7 +66,7 @@ impl Pair {
 pub fn gateway(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => Ipv4Addr::from(GATEWAY_V4).into(),
-        IpAddr::V6(_) => Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1).into(),
+        IpAddr::V6(_) => Ipv6Addr::from(GATEWAY_V6).into(),
     }
 }
 
@@ -104,17 +115,24 @@ pub async fn configure_pod(
     pair: &Pair,
     addresses: &[IpAddr],
 ) -> Result<(), NetlinkError> {
+    let ipv6 = addresses.iter().any(IpAddr::is_ipv6);
+    netns
+        .run(|| set_ipv6_up(&pair.pod, ipv6))
+        .map_err(NetlinkError::Socket)?;
     let pod = Netlink::inside(netns)?;
     pod.set_up(&pod.link("lo").await?).await?;
     let link = pod.link(&pair.pod).await?;
-    if !addresses.iter().any(IpAddr::is_ipv6) {
-        pod.no_automatic_ipv6(&link).await;
-    }
+    pod.no_automatic_ipv6(&link).await;
     for address in addresses {
-        let request =
+        let mut request =
             pod.handle()
                 .address()
                 .add(link.index, *address, IpNet::from(*address).prefix_len());
+        if address.is_ipv6() {
+            // Nobody else has it, and until it is known to be unique nothing could listen on it.
+            let flags = AddressAttribute::Flags(AddressFlags::Nodad);
+            request.message_mut().attributes.push(flags);
+        }
         let result = request.replace().execute().await;
         result.map_err(|error| failed(format!("add address {address} to {}", pair.pod), error))?;
     }
@@ -125,6 +143,31 @@ pub async fn configure_pod(
         add_pod_routes(&pod, &link, gateway).await?;
     }
     Ok(())
+}
+
+/// Prepares an interface of the calling thread's namespace for IPv6. `wanted`: it gets an IPv6
+/// address; some runtimes switch the family off for every interface of a new namespace.
+fn set_ipv6_up(interface: &str, wanted: bool) {
+    let settings = Path::new("/proc/sys/net/ipv6/conf").join(interface);
+    if !settings.exists() {
+        // A kernel without IPv6; adding an address fails with its own words.
+        return;
+    }
+    let enable = if wanted {
+        Some(("disable_ipv6", "0"))
+    } else {
+        None
+    };
+    let others = [("accept_ra", "0"), ("autoconf", "0"), ("accept_dad", "0")];
+    for (name, value) in others.into_iter().chain(enable) {
+        let path = settings.join(name);
+        if fs::read_to_string(&path).is_ok_and(|current| current.trim() == value) {
+            continue;
+        }
+        if let Err(error) = fs::write(&path, value) {
+            warn!(interface, setting = name, value, %error, "cannot change a setting of IPv6");
+        }
+    }
 }
 
 async fn add_pod_routes(pod: &Netlink, link: &Link, gateway: IpAddr) -> Result<(), NetlinkError> {
@@ -158,7 +201,32 @@ async fn add_pod_routes(pod: &Netlink, link: &Link, gateway: IpAddr) -> Result<(
     Ok(())
 }
 
-/// Sets the host's end up and makes it the way to the pod. Call it with the datapath attached.
+/// The node's addresses, as sources of what it sends to its pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sources(Vec<IpAddr>);
+
+impl Sources {
+    /// The one of this address's family. Without one the kernel picks.
+    fn of_family(&self, other: IpAddr) -> Option<IpAddr> {
+        let same = |address: &&IpAddr| address.is_ipv4() == other.is_ipv4();
+        self.0.iter().find(same).copied()
+    }
+}
+
+impl From<IpAddr> for Sources {
+    fn from(address: IpAddr) -> Self {
+        Self(vec![address])
+    }
+}
+
+impl From<Vec<IpAddr>> for Sources {
+    fn from(addresses: Vec<IpAddr>) -> Self {
+        Self(addresses)
+    }
+}
+
+/// Sets the host's end up and makes it the way to the pod, in both families whatever the node's own
+/// addresses are. Call it with the datapath attached.
 ///
 /// # Errors
 ///
@@ -168,28 +236,44 @@ pub async fn activate_host(
     link: &Link,
     mac: [u8; 6],
     addresses: &[IpAddr],
-    node: IpAddr,
+    sources: impl Into<Sources>,
 ) -> Result<(), NetlinkError> {
+    let sources = sources.into();
+    if addresses.iter().any(IpAddr::is_ipv6) {
+        set_ipv6_up(&link.name, true);
+    }
     host.set_up(link).await?;
-    for address in addresses
-        .iter()
-        .filter(|address| address.is_ipv4() == node.is_ipv4())
-    {
+    for address in addresses {
         host.set_neighbour(link, *address, mac).await?;
-        routes::add(host, &pod_route(link.index, *address, node)).await?;
+        add_host_route(host, link, *address, sources.of_family(*address)).await?;
     }
     Ok(())
 }
 
 /// The route to a pod of this node.
-pub fn pod_route(index: u32, address: IpAddr, node: IpAddr) -> Route {
-    Route {
-        to: IpNet::from(address),
-        via: Via::Interface {
-            index,
-            source: node,
-        },
+async fn add_host_route(
+    host: &Netlink,
+    link: &Link,
+    address: IpAddr,
+    source: Option<IpAddr>,
+) -> Result<(), NetlinkError> {
+    let what = || format!("add the route to pod address {address}");
+    let invalid = |error: &dyn std::fmt::Display| NetlinkError::Request {
+        what: what(),
+        error: std::io::Error::other(error.to_string()),
+    };
+    let mut route = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(address, IpNet::from(address).prefix_len())
+        .map_err(|error| invalid(&error))?
+        .protocol(RouteProtocol::Other(ROUTE_PROTOCOL))
+        .scope(RouteScope::Link)
+        .output_interface(link.index);
+    if let Some(source) = source {
+        route = route.pref_source(source).map_err(|error| invalid(&error))?;
     }
+    let request = host.handle().route().add(route.build()).replace();
+    let result = request.execute().await;
+    result.map_err(|error| failed(what(), error))
 }
 
 /// FNV-1a: names must stay the same across releases, which the standard library's hash does not

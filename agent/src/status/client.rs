@@ -134,6 +134,26 @@ fn status(answer: &Value) -> String {
             cell(&answer["mtu"]),
         ),
     );
+    for pool in answer["addresses"].as_array().into_iter().flatten() {
+        line(
+            "Addresses",
+            format!(
+                "{} of {} in use in {}",
+                cell(&pool["used"]),
+                cell(&pool["size"]),
+                cell(&pool["pool"])
+            ),
+        );
+    }
+    if answer["addresses_outside"].as_u64().unwrap_or_default() > 0 {
+        line(
+            "Outside",
+            format!(
+                "{} addresses in use are of no pod network of the node; their pods keep them",
+                cell(&answer["addresses_outside"])
+            ),
+        );
+    }
     let api = &answer["api"];
     line(
         "API",

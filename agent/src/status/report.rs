@@ -43,9 +43,9 @@ fn status(shared: &Shared) -> Value {
         let attacher = shared.attacher();
         (attacher.loaded().programs(), attacher.mode())
     };
-    let (pools, addresses) = {
+    let (pools, addresses, outside) = {
         let ipam = shared.ipam();
-        (ipam.pools().to_vec(), ipam.allocations().len())
+        (ipam.usage(), ipam.allocations().len(), ipam.outside())
     };
     let mut warnings: Vec<String> = shared
         .cluster
@@ -67,8 +67,10 @@ fn status(shared: &Shared) -> Value {
         "healthy": applied.complete && applied.clean,
         "address": network.as_ref().map(|network| network.facts.address),
         "mtu": network.as_ref().map(|network| network.mtu),
-        "pod_networks": pools,
+        "pod_networks": pools.iter().map(|usage| usage.pool).collect::<Vec<_>>(),
+        "addresses": pools,
         "addresses_in_use": addresses,
+        "addresses_outside": outside,
         "endpoints": { "total": endpoints.len(), "ready": ready },
         "api": {
             "connected": watches.values().all(|watch| watch.connected),
