@@ -5,7 +5,7 @@ use weft_abi::{
     drop::DropReason,
     flow::{Flow, Tuple},
     maps,
-    service::{FRONTEND_LOCAL_ONLY, FrontendKey, Slot, SlotKey},
+    service::{FRONTEND_LOCAL_ONLY, Frontend, FrontendKey, Slot, SlotKey},
 };
 
 use crate::{
@@ -33,15 +33,7 @@ pub struct Choice<A> {
 /// Whether a service has this destination.
 #[inline(always)]
 pub fn has<F: Family>(tuple: &Tuple<F::Addr>, protocol: u8, scope: u8) -> bool {
-    let key = FrontendKey {
-        address: tuple.destination,
-        port: tuple.destination_port,
-        protocol,
-        scope,
-    };
-    lookups::count(Table::Services);
-    // SAFETY: only whether it is there is looked at.
-    unsafe { F::frontends().get(key) }.is_some()
+    frontend::<F>(tuple.destination, tuple.destination_port, protocol, scope).is_some()
 }
 
 /// The backend for a new flow to this destination, as traffic of this `SCOPE_` sees it; `None` if it
@@ -52,17 +44,34 @@ pub fn select<F: Family>(
     protocol: u8,
     scope: u8,
 ) -> Result<Option<Choice<F::Addr>>, Drop> {
+    match frontend::<F>(tuple.destination, tuple.destination_port, protocol, scope) {
+        Some(frontend) => choose::<F>(frontend).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The service port at this address, as traffic of this `SCOPE_` sees it.
+#[inline(always)]
+pub fn frontend<F: Family>(
+    address: F::Addr,
+    port: u16,
+    protocol: u8,
+    scope: u8,
+) -> Option<&'static Frontend> {
     let key = FrontendKey {
-        address: tuple.destination,
-        port: tuple.destination_port,
+        address,
+        port,
         protocol,
         scope,
     };
     lookups::count(Table::Services);
     // SAFETY: read at once and not kept across map changes of this program.
-    let Some(frontend) = (unsafe { F::frontends().get(key) }) else {
-        return Ok(None);
-    };
+    unsafe { F::frontends().get(key) }
+}
+
+/// One of the usable backends of a service port, at random.
+#[inline(always)]
+pub fn choose<F: Family>(frontend: &Frontend) -> Result<Choice<F::Addr>, Drop> {
     let usable = if frontend.flags & FRONTEND_LOCAL_ONLY != 0 {
         frontend.local
     } else {
@@ -73,14 +82,10 @@ pub fn select<F: Family>(
     }
     // SAFETY: the helper takes nothing and returns a number.
     let slot = unsafe { bpf_get_prandom_u32() } % usable;
+    let service = frontend.service;
     lookups::count(Table::Services);
-    // SAFETY: as above.
-    let Some(slot) = (unsafe {
-        SLOTS.get(SlotKey {
-            service: frontend.service,
-            slot,
-        })
-    }) else {
+    // SAFETY: read at once and not kept across map changes of this program.
+    let Some(slot) = (unsafe { SLOTS.get(SlotKey { service, slot }) }) else {
         return Err(Drop::because(DropReason::NoBackend));
     };
     lookups::count(Table::Services);
@@ -88,12 +93,12 @@ pub fn select<F: Family>(
     let Some(backend) = (unsafe { F::backends().get(slot.backend) }) else {
         return Err(Drop::because(DropReason::NoBackend));
     };
-    Ok(Some(Choice {
+    Ok(Choice {
         address: backend.address,
         port: backend.port,
-        service: frontend.service,
+        service,
         backend: slot.backend,
-    }))
+    })
 }
 
 /// Whether the backend of a flow's translation still serves its service; `backend_tuple` is the
