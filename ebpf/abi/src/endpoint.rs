@@ -63,7 +63,8 @@ pub struct Endpoint {
 pub struct Bucket {
     /// Bytes per second, Ethernet header included; 0: no limit.
     pub bytes_per_second: u64,
-    /// Bytes that may pass at once after a pause.
+    /// Bytes that may pass at once after a pause. Where packets are dropped and not delayed, less than
+    /// the rate of 250 ms counts as that: TCP would stay far below the rate otherwise.
     pub burst: u64,
     /// Kernel monotonic time in nanoseconds at which the bucket will be full again. Written by the
     /// programs; the agent writes 0.

@@ -1,6 +1,6 @@
 //! The programs that forward, balance and filter pod traffic.
 //!
-//! One ELF with four programs, the same for every pod. This file is their entry: it says what each
+//! One ELF with all programs, the same for every pod. This file is their entry: it says what each
 //! hook is and turns the pipeline's result into the kernel's action. The way of a packet reads from
 //! top to bottom in [`pipeline`]; what happens to a packet of no known flow, in [`decide`].
 //!
@@ -12,7 +12,13 @@
 //! ```
 //!
 //! The crate also builds for the host, where the parts without maps and helpers have unit tests.
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(
+    target_arch = "bpf",
+    no_std,
+    no_main,
+    // For the one instruction that has no other name in Rust: see `bandwidth`.
+    feature(asm_experimental_arch)
+)]
 #![cfg_attr(
     not(target_arch = "bpf"),
     expect(
@@ -22,6 +28,11 @@
 )]
 
 mod addresses;
+#[cfg_attr(
+    target_arch = "bpf",
+    expect(dead_code, reason = "no program asks for a limit yet")
+)]
+mod bandwidth;
 mod checksum;
 mod clock;
 mod config;
