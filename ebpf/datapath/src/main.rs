@@ -11,6 +11,9 @@
 //!   host stack ─► to_container ─► pod        host stack ─► weft_vxlan: to_overlay ~ ...
 //! ```
 //!
+//! Processes of the node itself reach services through the programs of [`sockets`], in their system
+//! calls.
+//!
 //! The crate also builds for the host, where the parts without maps and helpers have unit tests.
 #![cfg_attr(
     target_arch = "bpf",
@@ -52,17 +55,25 @@ mod rewrite;
 mod route;
 mod services;
 mod skb;
+mod sockets;
 mod tunnel;
 
 #[cfg(target_arch = "bpf")]
 mod programs {
-    use aya_ebpf::{macros::classifier, programs::TcContext};
+    use aya_ebpf::{
+        macros::{cgroup_sock_addr, classifier},
+        programs::{SockAddrContext, TcContext},
+    };
     use weft_abi::event::{
         POINT_FROM_CONTAINER, POINT_FROM_NETDEV, POINT_FROM_OVERLAY, POINT_TO_CONTAINER,
         POINT_TO_NETDEV, POINT_TO_OVERLAY,
     };
 
-    use crate::{drops, pipeline, skb::Skb};
+    use crate::{
+        drops, pipeline,
+        skb::Skb,
+        sockets::{self, CONNECT, Call, GETPEERNAME, RECVMSG, SENDMSG},
+    };
 
     /// Everything a pod sends.
     #[classifier]
@@ -98,6 +109,54 @@ mod programs {
     #[classifier]
     pub fn to_netdev(ctx: TcContext) -> i32 {
         run::<POINT_TO_NETDEV>(&Skb::new(ctx))
+    }
+
+    /// IPv4 `connect`.
+    #[cgroup_sock_addr(connect4)]
+    pub fn connect4(ctx: SockAddrContext) -> i32 {
+        sockets::program4::<CONNECT>(&Call::new(ctx))
+    }
+
+    /// IPv6 `connect`.
+    #[cgroup_sock_addr(connect6)]
+    pub fn connect6(ctx: SockAddrContext) -> i32 {
+        sockets::program6::<CONNECT>(&Call::new(ctx))
+    }
+
+    /// IPv4 `sendto` and `sendmsg` of UDP sockets.
+    #[cgroup_sock_addr(sendmsg4)]
+    pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+        sockets::program4::<SENDMSG>(&Call::new(ctx))
+    }
+
+    /// IPv6 `sendto` and `sendmsg` of UDP sockets.
+    #[cgroup_sock_addr(sendmsg6)]
+    pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+        sockets::program6::<SENDMSG>(&Call::new(ctx))
+    }
+
+    /// IPv4 `recvfrom` and `recvmsg` of UDP sockets.
+    #[cgroup_sock_addr(recvmsg4)]
+    pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
+        sockets::program4::<RECVMSG>(&Call::new(ctx))
+    }
+
+    /// IPv6 `recvfrom` and `recvmsg` of UDP sockets.
+    #[cgroup_sock_addr(recvmsg6)]
+    pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
+        sockets::program6::<RECVMSG>(&Call::new(ctx))
+    }
+
+    /// IPv4 `getpeername`.
+    #[cgroup_sock_addr(getpeername4)]
+    pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+        sockets::program4::<GETPEERNAME>(&Call::new(ctx))
+    }
+
+    /// IPv6 `getpeername`.
+    #[cgroup_sock_addr(getpeername6)]
+    pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+        sockets::program6::<GETPEERNAME>(&Call::new(ctx))
     }
 
     #[inline(always)]
