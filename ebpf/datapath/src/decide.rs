@@ -33,7 +33,7 @@ use crate::{
     deliver::Delivery,
     drops::Drop,
     family::Family,
-    flows,
+    flows, fragments,
     icmp::{self, Quoted},
     packet::{ERROR, OPENS, Packet, protocol},
     policy::{self, Allowed, Question},
@@ -132,9 +132,6 @@ pub fn decide<F: Family, const POINT: u8>(
     packet: &Packet<F::Addr>,
 ) -> Result<Option<Delivery<F::Addr>>, Drop> {
     let work = scratch::<F>()?;
-    if !F::PARSES_INTO_SCRATCH {
-        work.packet = *packet;
-    }
     work.point = POINT;
     let _ = F::begin(skb).unpack()?;
     if packet.has(ERROR) {
@@ -168,7 +165,44 @@ pub fn decide<F: Family, const POINT: u8>(
     }))
 }
 
-/// Where a family's packets are parsed into, if not onto the stack.
+/// A later fragment that comes before the first one waits for it.
+#[inline(always)]
+pub fn wait<F: Family, const POINT: u8>(
+    skb: &Skb,
+    packet: &Packet<F::Addr>,
+    drop: Drop,
+) -> Result<Action, Drop> {
+    let work = scratch::<F>()?;
+    work.point = POINT;
+    match F::hold(skb).unpack() {
+        // No room: the host may know what to do with it, a pod's neighbours do not.
+        Ok(Action::Pass) if POINT == POINT_FROM_NETDEV => {
+            match addresses::endpoint::<F>(packet.tuple.destination) {
+                Some(_) => Err(drop),
+                None => Ok(Action::Pass),
+            }
+        }
+        Ok(Action::Pass) => Err(drop),
+        held => held,
+    }
+}
+
+/// See [`wait`]; an action of `Pass` says that there is no room.
+#[inline(always)]
+pub fn hold<F: Family>(skb: &Skb) -> Result<Action, Drop> {
+    let (work, config) = (scratch::<F>()?, config::get()?);
+    if work.point == POINT_FROM_OVERLAY {
+        // When it comes again, nothing tells any more which node sent it.
+        match addresses::ipcache::<F>(work.packet.tuple.source) {
+            Some(entry) if tunnel::is_from(skb, config, &entry.tunnel)? => {}
+            _ => return Err(Drop::because(DropReason::UnknownTunnel)),
+        }
+    }
+    Ok(fragments::hold::<F>(skb, &work.packet).unwrap_or(Action::Pass))
+}
+
+/// Where a packet is parsed into. Not onto the stack, whose contents the verifier knows so well that it
+/// walks what follows once for every kind of packet.
 #[inline(always)]
 pub fn scratch_packet<F: Family>() -> Result<&'static mut Packet<F::Addr>, Drop> {
     scratch::<F>().map(|work| &mut work.packet)
@@ -343,7 +377,7 @@ fn origin<F: Family>(skb: &Skb, config: &Config, work: &mut Work<F::Addr>) -> Re
         },
         POINT_FROM_OVERLAY => {
             end.set_elsewhere::<F>(packet.tuple.source, config);
-            if end.side.hop == HOP_TUNNEL && end.side.tunnel == tunnel::remote(skb, config)? {
+            if end.side.hop == HOP_TUNNEL && tunnel::is_from(skb, config, &end.side.tunnel)? {
                 Ok(())
             } else {
                 Err(Drop::because(DropReason::UnknownTunnel))

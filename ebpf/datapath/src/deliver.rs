@@ -2,7 +2,7 @@
 
 use network_types::{eth::EthHdr, tcp::TcpHdr, udp::UdpHdr};
 use weft_abi::{
-    GATEWAY_MAC, MARK_ENCAPSULATED, MARK_FORWARDED, OVERLAY_MAC, OVERLAY_PEER_MAC,
+    GATEWAY_MAC, MARK_ENCAPSULATED, MARK_FORWARDED, MARK_RESUMED, OVERLAY_MAC, OVERLAY_PEER_MAC,
     config::Config,
     drop::DropReason,
     event::POINT_TO_CONTAINER,
@@ -12,7 +12,7 @@ use weft_abi::{
 use crate::{
     drops::Drop,
     family::Family,
-    packet::{L3, Packet, protocol},
+    packet::{L3, LATER, Packet, protocol},
     rewrite::rewrite,
     skb::{Action, Skb},
     tunnel,
@@ -46,6 +46,9 @@ pub fn deliver<F: Family, const POINT: u8>(
     // its way back through the same translation.
     if delivery.translated && (!unfinished || delivery.tuple.source == packet.tuple.source) {
         rewrite::<F>(skb, packet, delivery.tuple)?;
+    }
+    if packet.has(LATER) && skb.mark() == MARK_RESUMED {
+        skb.set_mark(0);
     }
     if unfinished {
         return Ok(Action::Pass);

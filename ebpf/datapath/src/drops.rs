@@ -14,6 +14,8 @@ use weft_abi::{
 
 use crate::{
     family::{Family, V4, V6},
+    icmp::Quoted,
+    packet::L3,
     skb::Skb,
 };
 
@@ -87,12 +89,11 @@ fn describe<F: Family>(skb: &Skb, record: &mut DropEvent) {
         record.destination = F::widen(destination);
         record.protocol = protocol;
     }
-    let mut packet = F::EMPTY;
-    // What of it cannot be parsed stays empty.
-    let _ = F::parse(skb, &mut packet);
-    if packet.protocol != 0 {
-        record.protocol = packet.protocol;
+    // The reader of quoted packets does not care for checks, nor for fragments.
+    let mut quoted = Quoted::of(F::EMPTY.tuple);
+    if F::quoted(skb, L3, &mut quoted) {
+        record.protocol = quoted.protocol;
+        record.source_port = quoted.tuple.source_port;
+        record.destination_port = quoted.tuple.destination_port;
     }
-    record.source_port = packet.tuple.source_port;
-    record.destination_port = packet.tuple.destination_port;
 }

@@ -66,9 +66,6 @@ pub trait Family {
     /// Whether the protocol is a part of what makes the fragments of a datagram one.
     const FRAGMENTS_BY_PROTOCOL: bool;
 
-    /// Whether a parsed packet is too large for the stack, where it costs a lookup less.
-    const PARSES_INTO_SCRATCH: bool;
-
     /// A packet of nothing, to be parsed into.
     const EMPTY: Packet<Self::Addr>;
 
@@ -109,6 +106,8 @@ pub trait Family {
     /// The tuple as a socket lookup takes it, and its size in bytes.
     fn sock_tuple(tuple: &Tuple<Self::Addr>) -> (bpf_sock_tuple, u32);
 
+    /// Keeps a fragment until its datagram's first one comes.
+    fn hold(skb: &Skb) -> Outcome;
     /// Step 1 of [`crate::decide`].
     fn begin(skb: &Skb) -> Outcome;
     /// Step 2.

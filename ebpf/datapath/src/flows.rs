@@ -316,6 +316,7 @@ mod tests {
             signals: OPENS,
             ttl: 64,
             icmp: [0; 2],
+            datagram: 0,
         };
         flow.sides[LOW].seen = SEEN_ANY;
         assert!(

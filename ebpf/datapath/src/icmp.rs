@@ -25,6 +25,17 @@ pub struct Quoted<A> {
 }
 
 impl<A: Copy> Quoted<A> {
+    /// Of these ends, and nothing else yet.
+    #[inline(always)]
+    pub fn of(tuple: Tuple<A>) -> Self {
+        Self {
+            tuple,
+            protocol: 0,
+            l3: 0,
+            l4: 0,
+        }
+    }
+
     /// Reads the transport header of a quoted packet; an error quotes at least eight bytes of it
     /// (RFC 792; RFC 4443 has more).
     #[inline(always)]

@@ -41,10 +41,10 @@ impl Outcome {
     pub fn unpack(self) -> Result<Action, Drop> {
         let number = (self.0 >> 8) as u8;
         if number == 0 {
-            return Ok(if self.0 & 1 == Action::Redirect as u64 {
-                Action::Redirect
-            } else {
-                Action::Pass
+            return Ok(match self.0 & 3 {
+                action if action == Action::Redirect as u64 => Action::Redirect,
+                action if action == Action::Keep as u64 => Action::Keep,
+                _ => Action::Pass,
             });
         }
         // SAFETY: `pack` put the number of a reason there, and only it makes outcomes.
@@ -62,7 +62,7 @@ mod tests {
 
     #[test]
     fn round_trips() {
-        for action in [Action::Pass, Action::Redirect] {
+        for action in [Action::Pass, Action::Redirect, Action::Keep] {
             assert!(matches!(Outcome::pack(Ok(action)).unpack(), Ok(same) if same == action));
         }
         for reason in DropReason::ALL {

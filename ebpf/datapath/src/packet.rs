@@ -17,6 +17,8 @@ pub const RST: u8 = 8;
 pub const ERROR: u8 = 16;
 /// [`Packet::signals`]: a later fragment, without transport header: its ports are the first one's.
 pub const LATER: u8 = 32;
+/// [`Packet::signals`]: the first fragment of a datagram; others follow, or wait for it.
+pub const FIRST: u8 = 64;
 
 /// IP protocol numbers (IANA).
 pub mod protocol {
@@ -56,12 +58,14 @@ pub struct Packet<A> {
     pub source_mac: [u8; 6],
     /// IP protocol: the transport's, behind any IPv6 extension headers.
     pub protocol: u8,
-    /// `OPENS`, `DATA`, `FIN`, `RST`, `ERROR`, `LATER`.
+    /// `OPENS`, `DATA`, `FIN`, `RST`, `ERROR`, `LATER`, `FIRST`.
     pub signals: u8,
     /// Time to live, or hop limit.
     pub ttl: u8,
     /// ICMP type and code; else zero.
     pub icmp: [u8; 2],
+    /// The identification of a fragment's datagram.
+    pub datagram: u32,
 }
 
 /// What a fragment is of its datagram.
@@ -111,7 +115,8 @@ impl<A> Packet<A> {
         part: Part,
     ) -> Result<(), Drop> {
         if let Part::Later(id) = part {
-            return fragments::recall::<F>(self, id);
+            self.datagram = id;
+            return fragments::recall::<F>(self);
         }
         let l4 = self.l4();
         if self.protocol == protocol::TCP {
@@ -144,7 +149,9 @@ impl<A> Packet<A> {
         }
         // Other protocols have no ports: all that two addresses send of one is a flow.
         if let Part::First(id) = part {
-            fragments::remember::<F>(self, id);
+            self.datagram = id;
+            self.signals |= FIRST;
+            fragments::remember::<F>(self);
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The way of a packet, from top to bottom.
 
 use weft_abi::{
-    MARK_ENCAPSULATED, MARK_FORWARDED, OVERLAY_MAC, OVERLAY_PEER_MAC,
+    MARK_ENCAPSULATED, MARK_FORWARDED, MARK_RESUMED, OVERLAY_MAC, OVERLAY_PEER_MAC,
     config::Config,
     drop::DropReason,
     event::{
@@ -18,13 +18,13 @@ use weft_abi::{
 
 use crate::{
     addresses, clock, config,
-    decide::{decide, scratch_packet},
+    decide::{decide, scratch_packet, wait},
     deliver::{Delivery, deliver, write_macs},
     drops::Drop,
     family::{Family, V4, V6},
-    flows,
+    flows, fragments,
     outcome::Outcome,
-    packet::{ERROR, Packet},
+    packet::{ERROR, FIRST, Packet},
     rewrite::rewrite,
     services,
     skb::{Action, Skb},
@@ -76,19 +76,24 @@ fn of_family<F: Family, const POINT: u8>(skb: &Skb, config: &Config) -> Outcome 
 /// A packet of a known flow costs one lookup here; any other is decided.
 #[inline(always)]
 fn forward<F: Family, const POINT: u8>(skb: &Skb, config: &Config) -> Result<Action, Drop> {
-    let mut here = F::EMPTY;
-    let packet = if F::PARSES_INTO_SCRATCH {
-        scratch_packet::<F>()?
-    } else {
-        &mut here
-    };
+    let packet = scratch_packet::<F>()?;
     match F::parse(skb, packet) {
+        Err(drop)
+            if drop.reason == DropReason::Fragment
+                && POINT != POINT_TO_CONTAINER
+                && skb.mark() != MARK_RESUMED =>
+        {
+            return wait::<F, POINT>(skb, packet, drop);
+        }
         // What cannot be understood at an uplink is the host's to judge, except where a pod has the
         // address.
         Err(drop) if POINT == POINT_FROM_NETDEV => return strange::<F>(skb, drop),
         parsed => parsed?,
     }
     let packet = &*packet;
+    if packet.has(FIRST) && POINT != POINT_TO_CONTAINER {
+        fragments::resume::<F>(skb, packet)?;
+    }
     let (key, from) = flows::key::<F>(&packet.tuple, packet.protocol);
     let now = clock::now();
     let delivery = if !packet.has(ERROR)
@@ -137,7 +142,7 @@ fn arrived_right<A, const POINT: u8>(
                 && side.mac == packet.source_mac
         }
         POINT_TO_CONTAINER => side.hop == HOP_HOST,
-        POINT_FROM_OVERLAY => side.hop == HOP_TUNNEL && side.tunnel == tunnel::remote(skb, config)?,
+        POINT_FROM_OVERLAY => side.hop == HOP_TUNNEL && tunnel::is_from(skb, config, &side.tunnel)?,
         // Any uplink: routers may send the two directions by different ways.
         POINT_FROM_NETDEV => side.hop == HOP_UPLINK,
         _ => false,

@@ -6,7 +6,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::__sk_buff,
+    bindings::{__sk_buff, BPF_F_INGRESS},
     helpers::{bpf_csum_update, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
     programs::TcContext,
 };
@@ -23,15 +23,18 @@ pub enum Action {
     Pass,
     /// As the last redirect helper said.
     Redirect,
+    /// Nowhere: a copy of it is kept, and will come again.
+    Keep,
 }
 
 impl Action {
-    /// The tc action code: `TC_ACT_OK` or `TC_ACT_REDIRECT`.
+    /// The tc action code: `TC_ACT_OK`, `TC_ACT_REDIRECT` or `TC_ACT_SHOT`.
     #[inline(always)]
     pub fn code(self) -> i32 {
         match self {
             Self::Pass => 0,
             Self::Redirect => 7,
+            Self::Keep => 2,
         }
     }
 }
@@ -184,6 +187,14 @@ impl Skb {
     pub fn redirect_peer(&self, ifindex: u32) -> Action {
         // SAFETY: the helper only records the target; it takes no pointers.
         let _ = unsafe { bpf_redirect_peer(ifindex, 0) };
+        Action::Redirect
+    }
+
+    /// Lets the packet come again at the interface where it came in.
+    #[inline(always)]
+    pub fn again(&self) -> Action {
+        // SAFETY: as in `redirect_peer`.
+        let _ = unsafe { bpf_redirect(self.ifindex(), u64::from(BPF_F_INGRESS)) };
         Action::Redirect
     }
 

@@ -5,6 +5,7 @@ use aya_ebpf::{
     helpers::{bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key},
 };
 use weft_abi::{
+    MARK_RESUMED,
     addr::{Addr4, Addr6},
     config::Config,
     drop::DropReason,
@@ -50,6 +51,12 @@ pub fn remote(skb: &Skb, config: &Config) -> Result<Addr6, Drop> {
     let remote =
         unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(key.__bindgen_anon_1.remote_ipv6) };
     Ok(Addr6::new(remote))
+}
+
+/// Whether this node sent the overlay packet. Of a fragment that waited it was asked when it came.
+#[inline(always)]
+pub fn is_from(skb: &Skb, config: &Config, node: &Addr6) -> Result<bool, Drop> {
+    Ok(skb.mark() == MARK_RESUMED || *node == remote(skb, config)?)
 }
 
 /// Addresses the packet to the node with this underlay address.

@@ -42,6 +42,7 @@ const FRAGMENT_OFFSET: u16 = 0x1fff;
 const MORE_FRAGMENTS: u16 = 0x2000;
 
 steps! {
+    hold: hold4 = decide::hold::<V4>;
     begin: begin4 = decide::begin::<V4>;
     recognise: recognise4 = decide::recognise::<V4>;
     choose: choose4 = decide::choose::<V4>;
@@ -72,7 +73,6 @@ impl Family for V4 {
     const HAIRPIN: Addr4 = weft_abi::GATEWAY_V4;
     const MASQUERADE: u16 = CONFIG_MASQUERADE_V4;
     const FRAGMENTS_BY_PROTOCOL: bool = true;
-    const PARSES_INTO_SCRATCH: bool = false;
     const EMPTY: Packet<Addr4> = Packet {
         tuple: Tuple {
             source: Addr4::new([0; 4]),
@@ -86,6 +86,7 @@ impl Family for V4 {
         signals: 0,
         ttl: 0,
         icmp: [0; 2],
+        datagram: 0,
     };
     const ICMP_PSEUDO_HEADER: bool = false;
 
@@ -115,6 +116,7 @@ impl Family for V4 {
             signals: 0,
             ttl: ip.ttl,
             icmp: [0; 2],
+            datagram: 0,
         };
         let fragment = u16::from_be_bytes(ip.frags);
         let id = u16::from_be_bytes(ip.id).into();
@@ -277,6 +279,7 @@ impl Family for V4 {
 
     table_methods!();
     step_methods! {
+        hold: hold4;
         begin: begin4;
         recognise: recognise4;
         choose: choose4;

@@ -1,7 +1,10 @@
 //! IPv6 (RFC 8200).
 
-use aya_ebpf::bindings::{
-    bpf_fib_lookup, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+use aya_ebpf::{
+    bindings::{
+        __sk_buff, bpf_fib_lookup, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+    },
+    programs::TcContext,
 };
 use network_types::{eth::EthHdr, ip::Ipv6Hdr, tcp::TcpHdr};
 use weft_abi::{
@@ -36,6 +39,7 @@ tables!(
 );
 
 steps! {
+    hold: hold6 = decide::hold::<V6>;
     begin: begin6 = decide::begin::<V6>;
     recognise: recognise6 = decide::recognise::<V6>;
     choose: choose6 = decide::choose::<V6>;
@@ -120,10 +124,19 @@ fn is_extension(header: u8) -> bool {
     )
 }
 
-/// Walks the extension headers from `header` at `offset`; 0 if they do not end within the bounds, or
-/// the packet ends before they do.
+/// Walks the extension headers from `header` at `offset`; `None` if they do not end within the bounds,
+/// or the packet ends before they do.
+#[inline(always)]
+fn chain(skb: &Skb, header: u8, offset: u32) -> Option<Chain> {
+    let chain = extensions6(skb.raw(), header.into(), offset);
+    (chain != 0).then_some(Chain(chain))
+}
+
+/// The walk of [`chain`]; 0 for `None`. A global function: the verifier walks it once.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn chain(skb: &Skb, header: u32, offset: u32) -> u64 {
+extern "C" fn extensions6(context: *mut __sk_buff, header: u32, offset: u32) -> u64 {
+    let skb = Skb::new(TcContext::new(context));
     let (mut header, mut offset) = (header as u8, offset);
     let mut fragment = 0_u64;
     let mut walked = 0;
@@ -170,7 +183,6 @@ impl Family for V6 {
     const HAIRPIN: Addr6 = weft_abi::HAIRPIN_V6;
     const MASQUERADE: u16 = CONFIG_MASQUERADE_V6;
     const FRAGMENTS_BY_PROTOCOL: bool = false;
-    const PARSES_INTO_SCRATCH: bool = true;
     const EMPTY: Packet<Addr6> = Packet {
         tuple: Tuple {
             source: Addr6::new([0; 16]),
@@ -184,6 +196,7 @@ impl Family for V6 {
         signals: 0,
         ttl: 0,
         icmp: [0; 2],
+        datagram: 0,
     };
     const ICMP_PSEUDO_HEADER: bool = true;
 
@@ -212,13 +225,12 @@ impl Family for V6 {
             signals: 0,
             ttl: ip.hop_limit,
             icmp: [0; 2],
+            datagram: 0,
         };
         let mut part = Part::Whole;
         if is_extension(ip.next_hdr) {
-            let chain = Chain(chain(skb, ip.next_hdr.into(), packet.l4_offset));
-            if chain.0 == 0 {
-                return Err(Drop::because(DropReason::ExtensionHeaders));
-            }
+            let chain = chain(skb, ip.next_hdr, packet.l4_offset)
+                .ok_or(Drop::because(DropReason::ExtensionHeaders))?;
             packet.protocol = chain.protocol();
             packet.l4_offset = chain.offset();
             part = chain.part();
@@ -257,8 +269,10 @@ impl Family for V6 {
         }
         let (mut protocol, mut l4) = (ip.next_hdr, offset + Ipv6Hdr::LEN);
         if is_extension(protocol) {
-            let chain = Chain(chain(skb, protocol.into(), l4 as u32));
-            if chain.0 == 0 || matches!(chain.part(), Part::Later(_)) {
+            let Some(chain) = chain(skb, protocol, l4 as u32) else {
+                return false;
+            };
+            if matches!(chain.part(), Part::Later(_)) {
                 return false;
             }
             (protocol, l4) = (chain.protocol(), chain.offset() as usize);
@@ -374,6 +388,7 @@ impl Family for V6 {
 
     table_methods!();
     step_methods! {
+        hold: hold6;
         begin: begin6;
         recognise: recognise6;
         choose: choose6;
