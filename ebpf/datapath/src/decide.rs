@@ -161,6 +161,7 @@ pub fn decide<F: Family, const POINT: u8>(
     Ok(Some(Delivery {
         translated: work.fate == Fate::Flow && work.translated,
         tuple: &work.real,
+        from: &work.source.side,
         to: &work.destination.side,
     }))
 }

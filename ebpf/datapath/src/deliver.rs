@@ -1,17 +1,22 @@
 //! The last step: rewrite, and send the packet the way its flow knows.
 
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use network_types::{eth::EthHdr, tcp::TcpHdr, udp::UdpHdr};
 use weft_abi::{
     GATEWAY_MAC, MARK_ENCAPSULATED, MARK_FORWARDED, MARK_RESUMED, OVERLAY_MAC, OVERLAY_PEER_MAC,
-    config::Config,
+    config::{CONFIG_DEPARTURE_TIME, Config},
     drop::DropReason,
-    event::POINT_TO_CONTAINER,
-    flow::{HOP_ENDPOINT, HOP_HOST, HOP_TUNNEL, HOP_UPLINK, Side, Tuple},
+    event::{POINT_FROM_CONTAINER, POINT_TO_CONTAINER},
+    flow::{
+        HOP_ENDPOINT, HOP_HOST, HOP_TUNNEL, HOP_UPLINK, LIMIT_EGRESS, LIMIT_INGRESS, Side, Tuple,
+    },
 };
 
 use crate::{
+    bandwidth::{self, Direction},
     drops::Drop,
     family::Family,
+    outcome::Outcome,
     packet::{L3, LATER, Packet, protocol},
     rewrite::rewrite,
     skb::{Action, Skb},
@@ -24,6 +29,8 @@ pub struct Delivery<A: 'static> {
     pub translated: bool,
     /// What to, if so.
     pub tuple: &'static Tuple<A>,
+    /// Where it comes from.
+    pub from: &'static Side,
     /// Where it goes.
     pub to: &'static Side,
 }
@@ -42,6 +49,16 @@ pub fn deliver<F: Family, const POINT: u8>(
     let to = delivery.to;
     let forwards = POINT != POINT_TO_CONTAINER && to.hop != HOP_HOST;
     let unfinished = forwards && (packet.ttl <= 1 || is_too_big(skb, packet, to.mtu));
+    if POINT == POINT_FROM_CONTAINER && delivery.from.limits & LIMIT_EGRESS != 0 {
+        let queues = config.flags & CONFIG_DEPARTURE_TIME != 0
+            && (to.hop == HOP_TUNNEL || to.hop == HOP_UPLINK);
+        let limit = if queues { DEPARTURE } else { EGRESS };
+        let _ = Outcome::from_number(limit_bandwidth(skb.raw(), delivery.from.ifindex, limit))
+            .unpack()?;
+    }
+    if to.hop == HOP_ENDPOINT && to.limits & LIMIT_INGRESS != 0 {
+        let _ = Outcome::from_number(limit_bandwidth(skb.raw(), to.ifindex, INGRESS)).unpack()?;
+    }
     // The host stack forwards no packet that claims to come from the node itself. And its answer finds
     // its way back through the same translation.
     if delivery.translated && (!unfinished || delivery.tuple.source == packet.tuple.source) {
@@ -82,6 +99,25 @@ pub fn deliver<F: Family, const POINT: u8>(
         }
         _ => Err(Drop::because(DropReason::NoRoute)),
     }
+}
+
+/// The limits that [`limit_bandwidth`] knows.
+const EGRESS: u32 = 0;
+const INGRESS: u32 = 1;
+const DEPARTURE: u32 = 2;
+
+/// Holds a packet to a limit of the endpoint behind `ifindex`; an [`Outcome`]. A global function: few
+/// pods have limits, and the verifier walks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn limit_bandwidth(context: *mut __sk_buff, ifindex: u32, limit: u32) -> u64 {
+    let skb = Skb::new(TcContext::new(context));
+    let result = match limit {
+        EGRESS => bandwidth::admit(&skb, ifindex, Direction::Egress),
+        INGRESS => bandwidth::admit(&skb, ifindex, Direction::Ingress),
+        _ => bandwidth::departure(&skb, ifindex),
+    };
+    Outcome::pack(result.map(|()| Action::Pass)).number()
 }
 
 /// Whether the packet does not fit through `mtu`; one that is cut into segments at the very end,

@@ -31,10 +31,6 @@
 )]
 
 mod addresses;
-#[cfg_attr(
-    target_arch = "bpf",
-    expect(dead_code, reason = "no program asks for a limit yet")
-)]
 mod bandwidth;
 mod checksum;
 mod clock;

@@ -106,6 +106,7 @@ fn forward<F: Family, const POINT: u8>(skb: &Skb, config: &Config) -> Result<Act
         Delivery {
             translated: flow.flags & (FLOW_FRONT | FLOW_BACK) != 0,
             tuple: &flow.xlat,
+            from: &flow.sides[from],
             to: &flow.sides[1 - from],
         }
     } else {
