@@ -10,7 +10,7 @@ use std::net::{TcpListener, UdpSocket};
 use std::process::{Child, Command, Output, Stdio};
 
 use weft_tests::netns::{self, Netns};
-use weft_tests::playground::{network, process, wait};
+use weft_tests::playground::{network, process};
 
 /// A namespace with a loopback, and a server in it.
 struct Place {
@@ -55,22 +55,21 @@ impl Place {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
+    /// Starts a server, and returns once it listens.
     fn serve(&mut self, args: &[&str]) {
         let mut all = vec!["serve", "--name", "pod1"];
         all.extend(args);
-        self.server = Some(self.command(&all).spawn().unwrap());
+        let mut server = self.command(&all).spawn().unwrap();
+        let mut line = String::new();
+        let output = server.stdout.take().unwrap();
+        BufReader::new(output).read_line(&mut line).unwrap();
+        self.server = Some(server);
+        assert_eq!(line, "serving\n");
     }
 
-    fn wait_for(&self, args: &[&str]) {
-        wait(
-            "the server answers",
-            std::time::Duration::from_secs(10),
-            || {
-                anyhow::ensure!(self.run(args).status.success());
-                Ok(())
-            },
-        )
-        .unwrap();
+    #[track_caller]
+    fn report(&self, args: &[&str]) -> serde_json::Value {
+        serde_json::from_str(&self.says(args)).unwrap()
     }
 }
 
@@ -90,7 +89,6 @@ impl Drop for Place {
 fn servers_answer_with_their_name_and_the_clients_address() {
     let mut place = Place::new("names");
     place.serve(&["--http", "80,81", "--tcp", "7", "--udp", "53"]);
-    place.wait_for(&["connect", "udp", "127.0.0.1:53"]);
     assert_eq!(place.says(&["connect", "http", "127.0.0.1:80"]), "pod1");
     assert_eq!(
         place.says(&["connect", "http", "127.0.0.1:81", "--path", "/echo?msg=hi"]),
@@ -147,10 +145,138 @@ fn refused_timed_out_and_unreachable_can_be_told_apart() {
 }
 
 #[test]
+fn both_families_are_served_and_seen_as_what_they_are() {
+    let mut place = Place::new("families");
+    place.serve(&["--http", "80", "--tcp", "7", "--udp", "53"]);
+    for (address, other) in [("127.0.0.1", "127.0.0.2"), ("[::1]", "[::1]")] {
+        let target = |port: u16| format!("{address}:{port}");
+        let source = other.trim_matches(['[', ']']);
+        let from = ["--source", source, "--source-port", "4001"];
+        let says = |protocol, port, more: &[&str]| {
+            let target = target(port);
+            place.says(&[&["connect", protocol, &target][..], &from[..], more].concat())
+        };
+        assert_eq!(
+            says("http", 80, &["--path", "/clientip"]),
+            format!("{other}:4001")
+        );
+        assert_eq!(says("tcp", 7, &[]), format!("pod1 {other}:4001"));
+        assert_eq!(says("udp", 53, &[]), format!("pod1 {other}:4001 hello"));
+        // Larger than any packet: the kernel fragments it.
+        let large = ["--size", "40000"];
+        assert_eq!(says("udp", 53, &large), format!("pod1 {other}:4001"));
+        assert_eq!(says("tcp", 7, &large), format!("pod1 {other}:4001"));
+    }
+}
+
+#[test]
+fn sockets_say_whom_they_believe_to_talk_to() {
+    let mut place = Place::new("ends");
+    place.serve(&["--tcp", "7", "--udp", "53"]);
+    let ends = |args: &[&str]| -> serde_json::Value {
+        let more = ["--ends", "--source-port", "4001"];
+        let output = place.says(&[&["connect"][..], args, &more[..]].concat());
+        serde_json::from_str(output.lines().next().unwrap()).unwrap()
+    };
+    let (local, tcp, udp) = ("127.0.0.1:4001", "127.0.0.1:7", "127.0.0.1:53");
+    assert_eq!(
+        ends(&["tcp", tcp]),
+        serde_json::json!({"local": local, "peer": tcp, "from": null})
+    );
+    assert_eq!(
+        ends(&["udp", udp]),
+        serde_json::json!({"local": local, "peer": udp, "from": udp})
+    );
+    assert_eq!(
+        ends(&["udp", udp, "--unconnected"]),
+        serde_json::json!({"local": "0.0.0.0:4001", "peer": null, "from": udp})
+    );
+}
+
+#[test]
+fn only_an_answer_that_is_the_payload_counts() {
+    let place = Place::new("payload");
+    let socket = place
+        .netns()
+        .run(|| UdpSocket::bind("127.0.0.1:53").unwrap())
+        .unwrap();
+    let server = std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        let (length, client) = socket.recv_from(&mut buffer).unwrap();
+        buffer[length - 5] ^= 1;
+        socket.send_to(&buffer[..length], client).unwrap();
+    });
+    let output = place.run(&["connect", "udp", "127.0.0.1:53", "--size", "1000"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    server.join().unwrap();
+}
+
+#[test]
+fn fragments_arrive_in_any_order_and_not_without_one() {
+    let mut place = Place::new("fragments");
+    place.serve(&["--udp", "53"]);
+    for (target, client) in [("127.0.0.1:53", "127.0.0.1"), ("[::1]:53", "[::1]")] {
+        let from = ["--source-port", "4001", "--fragment-size", "1000"];
+        let send = |more: &[&'static str]| [&["fragments", target][..], &from[..], more].concat();
+        let says = format!("pod1 {client}:4001");
+        assert_eq!(place.says(&send(&[])), says);
+        let shuffled = ["--order", "3,1,0,2", "--gap", "0.01", "--id", "4712"];
+        assert_eq!(place.says(&send(&shuffled)), says);
+        let partly = ["--order", "0,1,3", "--id", "4713", "--timeout", "0.2"];
+        assert_eq!(place.run(&send(&partly)).status.code(), Some(11));
+    }
+    let extended = ["fragments", "[::1]:53", "--extension", "destination"];
+    assert!(place.says(&extended).starts_with("pod1 [::1]:"));
+}
+
+#[test]
+fn many_connections_are_told_apart() {
+    let mut place = Place::new("many");
+    place.serve(&["--tcp", "7", "--udp", "53"]);
+    for (protocol, target) in [("tcp", "127.0.0.1:7"), ("udp", "[::1]:53")] {
+        let report = place.report(&["many", protocol, target, "--count", "2000"]);
+        for field in ["opened", "held", "distinct"] {
+            assert_eq!(report[field], 2000, "{field} in {report}");
+        }
+        let address = target.rsplit_once(':').unwrap().0.trim_matches(['[', ']']);
+        assert_eq!(report["seen"], serde_json::json!([address]), "{report}");
+        assert_eq!(report["servers"], serde_json::json!({"pod1": 2000}));
+    }
+    let refused = place.run(&["many", "tcp", "127.0.0.1:9", "--count", "3"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&refused.stdout).unwrap();
+    assert_eq!(report["failed"], serde_json::json!({"Refused": 3}));
+}
+
+#[test]
+fn bulk_counts_what_arrives() {
+    let mut place = Place::new("bulk");
+    place.serve(&["--bulk", "5201"]);
+    for target in ["127.0.0.1:5201", "[::1]:5201"] {
+        for direction in ["up", "down"] {
+            let run = |protocol, more: &[&str]| {
+                let args = ["bulk", protocol, direction, target, "--duration", "0.3"];
+                place.report(&[&args[..], more].concat())
+            };
+            let report = run("tcp", &[]);
+            assert!(report["bytes"].as_u64().unwrap() > 100_000, "{report}");
+            let report = run("udp", &["--bitrate", "8000000"]);
+            let bytes = report["bytes"].as_u64().unwrap();
+            // 300,000 bytes are due; a late tick sends fewer, never more.
+            assert!((100_000..=300_000).contains(&bytes), "{report}");
+        }
+    }
+}
+
+#[test]
 fn ping_reaches_the_loopback_and_nothing_else() {
     let place = Place::new("ping");
-    let output = place.says(&["ping", "127.0.0.1", "--count", "3"]);
-    assert_eq!(output.lines().count(), 3, "{output}");
+    for address in ["127.0.0.1", "::1"] {
+        for size in ["0", "56", "4000"] {
+            let output = place.says(&["ping", address, "--count", "3", "--size", size]);
+            assert_eq!(output.lines().count(), 3, "{output}");
+        }
+    }
     assert_eq!(
         place
             .run(&["ping", "10.9.9.9", "--timeout", "0.3"])
@@ -164,7 +290,6 @@ fn ping_reaches_the_loopback_and_nothing_else() {
 fn streams_count_every_message() {
     let mut place = Place::new("stream");
     place.serve(&["--tcp", "7", "--udp", "53"]);
-    place.wait_for(&["connect", "udp", "127.0.0.1:53"]);
     for (protocol, target) in [("tcp", "127.0.0.1:7"), ("udp", "127.0.0.1:53")] {
         let output = place.says(&[
             "stream",

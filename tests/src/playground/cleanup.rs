@@ -6,7 +6,7 @@
 //! playgrounds in use from those that a crash left behind.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -27,6 +27,9 @@ pub const DIR: &str = "/run/weft-playground";
 
 /// How long the owner of a playground has to remove it when it is asked to.
 const OWNER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Attempts to remove a directory that others look into.
+const REMOVALS: u32 = 20;
 
 /// A playground's claim on its id; released when it is dropped, or with the process.
 #[derive(Debug)]
@@ -119,7 +122,7 @@ pub fn remove_by_id(id: &str) -> Result<()> {
 pub fn ids() -> Result<Vec<String>> {
     let listing = match fs::read_dir(DIR) {
         Ok(listing) => listing,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error).with_context(|| format!("listing {DIR}")),
     };
     let mut ids = Vec::new();
@@ -139,12 +142,17 @@ pub fn remove(id: &str) -> Result<()> {
     outcome = outcome.and(unmount_below(&dir(id)));
     // With a mount still there, removing would go into it.
     outcome?;
-    match fs::remove_dir_all(dir(id)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing {}", dir(id).display()))
+    for _ in 0..REMOVALS {
+        match fs::remove_dir_all(dir(id)) {
+            // Another process that looks for abandoned playgrounds has just tried the lock.
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {}
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing {}", dir(id).display()));
+            }
+            _ => return Ok(()),
         }
-        _ => Ok(()),
     }
+    bail!("{} is being filled while it is removed", dir(id).display())
 }
 
 fn remove_namespaces(id: &str) -> Result<()> {
@@ -187,7 +195,7 @@ fn lock(id: &str) -> Result<Option<Flock<File>>> {
         .open(&path);
     let file = match opened {
         Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("opening {}", path.display())),
     };
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {

@@ -86,7 +86,8 @@ impl Machine<'_> {
     }
 
     /// Starts `weft-testpod` there, and returns once it has printed its first line: `serve` does when
-    /// it listens everywhere.
+    /// it listens everywhere. A UDP server outside needs `--address` with those of
+    /// [`Machine::addresses`] that it is asked at, to answer from them.
     ///
     /// # Errors
     ///

@@ -55,13 +55,18 @@ pub fn make_fabric(fabric: &Netns) -> Result<()> {
     forward(fabric)?;
     configure(fabric, async move |handle: Handle| {
         up(&handle, "lo").await?;
-        bridge(&handle, BRIDGE).await?;
+        bridge(&handle, BRIDGE).await
+    })
+    .context("making the fabric's bridge")?;
+    expect_no_duplicates(fabric, BRIDGE)?;
+    configure(fabric, async move |handle: Handle| {
+        up(&handle, BRIDGE).await?;
         for family in Family::BOTH {
             add_to(&handle, BRIDGE, NODES.interface(family, ROUTER)).await?;
         }
         Ok(())
     })
-    .context("making the fabric's bridge")
+    .context("configuring the fabric's bridge")
 }
 
 /// Makes the second network: a bridge, and the one machine that is not a node.
@@ -71,7 +76,8 @@ pub fn make_fabric(fabric: &Netns) -> Result<()> {
 /// When the kernel refuses any of it.
 pub fn make_second(fabric: &Netns, machine: &Netns) -> Result<()> {
     configure(fabric, async move |handle: Handle| {
-        bridge(&handle, SECOND_BRIDGE).await
+        bridge(&handle, SECOND_BRIDGE).await?;
+        up(&handle, SECOND_BRIDGE).await
     })
     .context("making the second network's bridge")?;
     let addresses = Family::BOTH.map(|family| SECOND.interface(family, SECOND_MACHINE));
@@ -290,16 +296,30 @@ fn wire(one: &Netns, one_name: &str, other: &Netns, other_name: &'static str) ->
             .build();
         let veth = LinkVeth::new(one_name, other_name)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-            .up()
             .build();
         handle.link().add(veth).execute().await?;
         Ok(())
     })
     .with_context(|| format!("wiring {} to {}", one.name(), other.name()))?;
-    configure(other, async move |handle: Handle| {
-        up(&handle, other_name).await
-    })
-    .with_context(|| format!("wiring {} to {}", other.name(), one.name()))
+    for (netns, name) in [(one, one_name), (other, other_name)] {
+        expect_no_duplicates(netns, name)?;
+        configure(netns, async move |handle: Handle| up(&handle, name).await)
+            .with_context(|| format!("wiring {}", netns.name()))?;
+    }
+    Ok(())
+}
+
+/// Lets an interface use its link-local address from the start, as one that has long been up does.
+/// Before the kernel knows that nobody else has it, it forwards nothing over IPv6. Other interfaces,
+/// such as those that an agent makes, are as they are by default.
+fn expect_no_duplicates(netns: &Netns, interface: &str) -> Result<()> {
+    for what in ["all", interface] {
+        let key = format!("net/ipv6/conf/{what}/accept_dad");
+        netns
+            .sysctl(&key, "0")
+            .with_context(|| format!("setting {key} in {}", netns.name()))?;
+    }
+    Ok(())
 }
 
 /// Runs netlink work inside a namespace.
@@ -314,7 +334,7 @@ fn configure(netns: &Netns, work: impl AsyncFnOnce(Handle) -> Result<()> + Send)
 }
 
 async fn bridge(handle: &Handle, name: &str) -> Result<()> {
-    let bridge = LinkBridge::new(name).up().build();
+    let bridge = LinkBridge::new(name).build();
     Ok(handle.link().add(bridge).execute().await?)
 }
 

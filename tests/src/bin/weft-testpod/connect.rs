@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
@@ -25,17 +25,21 @@ pub async fn run(args: &ConnectArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A connection from the given local port, 0 for any.
-pub async fn open(target: SocketAddr, source_port: u16) -> io::Result<TcpStream> {
+/// A connection from the given local address, if any, and port, 0 for any.
+pub async fn open(
+    target: SocketAddr,
+    source: Option<IpAddr>,
+    source_port: u16,
+) -> io::Result<TcpStream> {
     let socket = if target.is_ipv4() {
         TcpSocket::new_v4()?
     } else {
         TcpSocket::new_v6()?
     };
-    if source_port != 0 {
+    if source_port != 0 || source.is_some() {
         // So that a test can use the same port again at once.
         socket.set_reuseaddr(true)?;
-        socket.bind(any(target, source_port))?;
+        socket.bind(local(target, source, source_port))?;
     }
     let stream = socket.connect(target).await?;
     stream.set_nodelay(true)?;
@@ -49,7 +53,8 @@ pub async fn open_udp(target: SocketAddr, source_port: u16) -> io::Result<UdpSoc
     Ok(socket)
 }
 
-fn any(target: SocketAddr, port: u16) -> SocketAddr {
+/// The wildcard address of the target's family.
+pub fn any(target: SocketAddr, port: u16) -> SocketAddr {
     let address: IpAddr = match target {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
@@ -57,29 +62,85 @@ fn any(target: SocketAddr, port: u16) -> SocketAddr {
     SocketAddr::new(address, port)
 }
 
+fn local(target: SocketAddr, source: Option<IpAddr>, port: u16) -> SocketAddr {
+    source.map_or_else(|| any(target, port), |ip| SocketAddr::new(ip, port))
+}
+
+/// A payload of this many bytes: letters, so that an answer can be printed.
+pub fn pattern(size: usize) -> Vec<u8> {
+    (b'a'..=b'z').cycle().take(size).collect()
+}
+
+/// What a server put before the payload that it sent back.
+pub fn without_payload(answer: &[u8], payload: &[u8]) -> Result<String> {
+    let Some(head) = answer.strip_suffix(payload) else {
+        bail!(
+            "the {} bytes of answer do not end in the {} bytes that were sent",
+            answer.len(),
+            payload.len()
+        );
+    };
+    Ok(String::from_utf8_lossy(head).trim_end().to_owned())
+}
+
+/// What the client's socket believes of both ends.
+fn print_ends(local: SocketAddr, peer: Option<SocketAddr>, from: Option<SocketAddr>) {
+    let ends = serde_json::json!({ "local": local, "peer": peer, "from": from });
+    println!("{ends}");
+}
+
 async fn tcp(args: &ConnectArgs) -> Result<String> {
-    let stream = open(args.target, args.source_port).await?;
+    let stream = open(args.target, args.source, args.source_port).await?;
+    if args.ends {
+        print_ends(stream.local_addr()?, Some(stream.peer_addr()?), None);
+    }
+    let mut stream = BufReader::new(stream).take(MAX_ANSWER);
     let mut line = String::new();
-    BufReader::new(stream)
-        .take(MAX_ANSWER)
-        .read_line(&mut line)
-        .await?;
+    stream.read_line(&mut line).await?;
     if line.is_empty() {
         bail!("the server closed the connection without a greeting");
+    }
+    if args.size > 0 {
+        let payload = pattern(args.size);
+        let mut stream = stream.into_inner();
+        stream.get_mut().write_all(&payload).await?;
+        stream.get_mut().write_all(b"\n").await?;
+        let mut answer = Vec::new();
+        stream.read_until(b'\n', &mut answer).await?;
+        let answer = answer.strip_suffix(b"\n").unwrap_or(&answer);
+        let head = without_payload(answer, &payload)?;
+        ensure!(head == line.trim_end(), "{head:?} is not {line:?}");
     }
     Ok(line)
 }
 
 async fn udp(args: &ConnectArgs) -> Result<String> {
-    let socket = open_udp(args.target, args.source_port).await?;
-    socket.send(b"hello").await?;
+    let socket = UdpSocket::bind(local(args.target, args.source, args.source_port)).await?;
+    let payload = match args.size {
+        0 => b"hello".to_vec(),
+        size => pattern(size),
+    };
     let mut buffer = vec![0; 65_536];
-    let length = socket.recv(&mut buffer).await?;
-    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    let (length, from) = if args.unconnected {
+        socket.send_to(&payload, args.target).await?;
+        socket.recv_from(&mut buffer).await?
+    } else {
+        socket.connect(args.target).await?;
+        socket.send(&payload).await?;
+        socket.recv_from(&mut buffer).await?
+    };
+    if args.ends {
+        print_ends(socket.local_addr()?, socket.peer_addr().ok(), Some(from));
+    }
+    let answer = &buffer[..length];
+    match args.size {
+        0 => Ok(String::from_utf8_lossy(answer).into_owned()),
+        _ => without_payload(answer, &payload),
+    }
 }
 
 async fn http(args: &ConnectArgs) -> Result<String> {
-    let mut stream = open(args.target, args.source_port).await?;
+    let mut stream = open(args.target, args.source, args.source_port).await?;
     let request = format!(
         "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
         args.path, args.target

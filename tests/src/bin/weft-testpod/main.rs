@@ -3,18 +3,24 @@
 //!
 //! A client's exit code is its result, see [`outcome::Outcome`]; what the server said goes to stdout.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+mod bulk;
 mod connect;
+mod fragments;
+mod many;
+mod options;
 mod outcome;
+mod path_mtu;
 mod ping;
 mod serve;
 mod stream;
+mod trace;
 
 /// The program of the playground's pods.
 #[derive(Parser)]
@@ -36,6 +42,16 @@ enum Command {
     Ping(PingArgs),
     /// Send numbered messages at a steady rate, and count what does not come back.
     Stream(StreamArgs),
+    /// Hold many connections at once, and say how the server sees them.
+    Many(ManyArgs),
+    /// Send or receive as much as goes, and say how much arrived.
+    Bulk(BulkArgs),
+    /// Send one datagram in fragments, in any order, and print the answer.
+    Fragments(FragmentsArgs),
+    /// Show the routers on the way.
+    Trace(TraceArgs),
+    /// Send datagrams that must not be fragmented, and say what is learnt of the path.
+    PathMtu(PathMtuArgs),
 }
 
 #[derive(Args)]
@@ -50,9 +66,13 @@ struct ServeArgs {
     /// Ports for UDP: each datagram is sent back with the name and the client's address before it.
     #[arg(long, value_delimiter = ',')]
     udp: Vec<u16>,
-    /// The address to listen on.
-    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED))]
-    address: IpAddr,
+    /// Ports for `bulk`, TCP and UDP both.
+    #[arg(long, value_delimiter = ',')]
+    bulk: Vec<u16>,
+    /// The addresses to listen on; by default every one of both families. A UDP server on a machine
+    /// with several addresses needs them, to answer from the one that was asked.
+    #[arg(long, value_delimiter = ',')]
+    address: Vec<IpAddr>,
     /// The name to answer with.
     #[arg(long, env = "HOSTNAME", default_value = "nameless")]
     name: String,
@@ -80,9 +100,23 @@ struct ConnectArgs {
     /// The local port; any free one by default.
     #[arg(long, default_value_t = 0)]
     source_port: u16,
+    /// The local address; the one that the route prefers by default.
+    #[arg(long)]
+    source: Option<IpAddr>,
     /// The path to GET.
     #[arg(long, default_value = "/hostname")]
     path: String,
+    /// Bytes of payload to have sent back (TCP, UDP): what differs is a failure, and only what the
+    /// server put before it is printed.
+    #[arg(long, default_value_t = 0)]
+    size: usize,
+    /// UDP: take an answer from anyone.
+    #[arg(long)]
+    unconnected: bool,
+    /// First print, as a line of JSON, what the socket believes: `local`, `peer` (none of an
+    /// unconnected one), and, for UDP, whom the answer came `from`.
+    #[arg(long)]
+    ends: bool,
 }
 
 #[derive(Args)]
@@ -125,6 +159,135 @@ struct StreamArgs {
     timeout: Duration,
 }
 
+#[derive(Args)]
+struct ManyArgs {
+    /// What to speak.
+    protocol: StreamProtocol,
+    /// Address and port of a `serve --tcp` or `serve --udp`.
+    target: SocketAddr,
+    /// How many connections to hold.
+    #[arg(long, default_value_t = 1000)]
+    count: usize,
+    /// How many to open at the same time.
+    #[arg(long, default_value_t = 100)]
+    concurrency: usize,
+    /// Seconds that each may take.
+    #[arg(long, default_value = "5", value_parser = seconds)]
+    timeout: Duration,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Direction {
+    /// From this client to the server.
+    Up,
+    /// From the server to this client.
+    Down,
+}
+
+#[derive(Args)]
+struct BulkArgs {
+    /// What to speak.
+    protocol: StreamProtocol,
+    /// Which way.
+    direction: Direction,
+    /// Address and port of a `serve --bulk`.
+    target: SocketAddr,
+    /// Seconds to send for.
+    #[arg(long, default_value = "2", value_parser = seconds)]
+    duration: Duration,
+    /// UDP: bits of payload per second that are sent.
+    #[arg(long, default_value_t = 100_000_000)]
+    bitrate: u64,
+    /// Seconds that everything else may take.
+    #[arg(long, default_value = "10", value_parser = seconds)]
+    timeout: Duration,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Extension {
+    /// A hop-by-hop options header.
+    HopByHop,
+    /// A destination options header.
+    Destination,
+}
+
+#[derive(Args)]
+struct FragmentsArgs {
+    /// Address and port of a `serve --udp`.
+    target: SocketAddr,
+    /// Bytes of payload.
+    #[arg(long, default_value_t = 3000)]
+    size: usize,
+    /// Bytes of UDP in each fragment but the last, a multiple of 8; the first has the UDP header.
+    #[arg(long, default_value_t = 1200)]
+    fragment_size: u16,
+    /// Which fragments to send, from 0, in this order; by default all in theirs. One may be left out
+    /// or come twice.
+    #[arg(long, value_delimiter = ',')]
+    order: Vec<usize>,
+    /// Seconds between two fragments.
+    #[arg(long, default_value = "0", value_parser = seconds)]
+    gap: Duration,
+    /// The fragments' common id: 16 bits in IPv4, 32 in IPv6.
+    #[arg(long, default_value_t = 4711)]
+    id: u32,
+    /// The local port; any free one by default.
+    #[arg(long, default_value_t = 0)]
+    source_port: u16,
+    /// IPv6: an extension header before the fragment header.
+    #[arg(long)]
+    extension: Option<Extension>,
+    /// Do not wait for an answer.
+    #[arg(long)]
+    no_answer: bool,
+    /// Seconds to wait for the answer.
+    #[arg(long, default_value = "2", value_parser = seconds)]
+    timeout: Duration,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ProbeProtocol {
+    /// Datagrams to a port that nobody should have.
+    Udp,
+    /// Echo requests.
+    Icmp,
+}
+
+#[derive(Args)]
+struct TraceArgs {
+    /// What the probes are.
+    protocol: ProbeProtocol,
+    /// Whom to reach.
+    target: IpAddr,
+    /// UDP: the target's port.
+    #[arg(long, default_value_t = 33434)]
+    port: u16,
+    /// UDP: the local port; any free one by default.
+    #[arg(long, default_value_t = 0)]
+    source_port: u16,
+    /// The last hop to probe.
+    #[arg(long, default_value_t = 8)]
+    max_hops: u8,
+    /// Seconds to wait for each answer.
+    #[arg(long, default_value = "1", value_parser = seconds)]
+    timeout: Duration,
+}
+
+#[derive(Args)]
+struct PathMtuArgs {
+    /// Address and port of a `serve --udp`.
+    target: SocketAddr,
+    /// Bytes of the IP packets.
+    #[arg(long, default_value_t = 1500)]
+    size: usize,
+    /// How many to send at most: the first ones may only teach this machine.
+    #[arg(long, default_value_t = 3)]
+    tries: u32,
+    /// Seconds to wait for each answer.
+    #[arg(long, default_value = "1", value_parser = seconds)]
+    timeout: Duration,
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(&cli.command) {
@@ -134,9 +297,6 @@ fn main() -> ExitCode {
 }
 
 fn run(command: &Command) -> Result<ExitCode> {
-    if let Command::Ping(args) = command {
-        return ping::run(args);
-    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -149,7 +309,12 @@ fn run(command: &Command) -> Result<ExitCode> {
             Command::Serve(args) => serve::run(args).await,
             Command::Connect(args) => connect::run(args).await,
             Command::Stream(args) => stream::run(args).await,
+            Command::Many(args) => many::run(args).await,
+            Command::Bulk(args) => bulk::run(args).await,
             Command::Ping(args) => ping::run(args),
+            Command::Fragments(args) => fragments::run(args),
+            Command::Trace(args) => trace::run(args),
+            Command::PathMtu(args) => path_mtu::run(args),
         }
     })
 }

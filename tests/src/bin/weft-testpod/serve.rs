@@ -1,7 +1,7 @@
 //! The servers: each answer says who answered and whom it saw.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::rc::Rc;
 
@@ -18,30 +18,35 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
 
-use crate::ServeArgs;
+use crate::{ServeArgs, bulk, options};
 
 /// Serves until a signal.
 pub async fn run(args: &ServeArgs) -> Result<ExitCode> {
-    if args.http.is_empty() && args.tcp.is_empty() && args.udp.is_empty() {
-        bail!("nothing to serve: give at least one of --http, --tcp and --udp");
+    let ports = [&args.http, &args.tcp, &args.udp, &args.bulk];
+    if ports.iter().all(|ports| ports.is_empty()) {
+        bail!("nothing to serve: give at least one of --http, --tcp, --udp and --bulk");
     }
+    options::allow_many_sockets()?;
     let name: Rc<str> = args.name.as_str().into();
     let servers = LocalSet::new();
-    for &port in &args.http {
-        let listener = listen(args, port).await?;
-        servers.spawn_local(accept(listener, Rc::clone(&name), serve_http));
+    for address in addresses(args) {
+        let at = |port: &u16| SocketAddr::new(address, *port);
+        for target in args.http.iter().map(at) {
+            servers.spawn_local(accept(listen(target).await?, Rc::clone(&name), serve_http));
+        }
+        for target in args.tcp.iter().map(at) {
+            servers.spawn_local(accept(listen(target).await?, Rc::clone(&name), serve_tcp));
+        }
+        for target in args.udp.iter().map(at) {
+            servers.spawn_local(serve_udp(bind(target).await?, Rc::clone(&name)));
+        }
+        for target in args.bulk.iter().map(at) {
+            let listener = listen(target).await?;
+            servers.spawn_local(accept(listener, Rc::clone(&name), bulk::serve_tcp));
+            servers.spawn_local(bulk::serve_udp(bind(target).await?, Rc::clone(&name)));
+        }
     }
-    for &port in &args.tcp {
-        let listener = listen(args, port).await?;
-        servers.spawn_local(accept(listener, Rc::clone(&name), serve_tcp));
-    }
-    for &port in &args.udp {
-        let address = SocketAddr::new(args.address, port);
-        let socket = UdpSocket::bind(address)
-            .await
-            .with_context(|| format!("UDP {address}"))?;
-        servers.spawn_local(serve_udp(socket, Rc::clone(&name)));
-    }
+    println!("serving");
     servers.run_until(terminated()).await?;
     Ok(ExitCode::SUCCESS)
 }
@@ -57,11 +62,34 @@ pub async fn terminated() -> Result<()> {
     Ok(())
 }
 
-async fn listen(args: &ServeArgs, port: u16) -> Result<TcpListener> {
-    let address = SocketAddr::new(args.address, port);
+/// The addresses to listen on; by default every one of both families, or of IPv4 where the kernel
+/// has no IPv6.
+fn addresses(args: &ServeArgs) -> Vec<IpAddr> {
+    if !args.address.is_empty() {
+        return args.address.clone();
+    }
+    let everything = (Ipv6Addr::UNSPECIFIED, 0);
+    vec![match std::net::UdpSocket::bind(everything) {
+        Ok(_) => everything.0.into(),
+        Err(_) => Ipv4Addr::UNSPECIFIED.into(),
+    }]
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("TCP {address}"))
+}
+
+async fn bind(address: SocketAddr) -> Result<UdpSocket> {
+    UdpSocket::bind(address)
+        .await
+        .with_context(|| format!("UDP {address}"))
+}
+
+/// The client as the network knows it: a socket of both families sees IPv4 ones in IPv6's clothes.
+fn plain(client: SocketAddr) -> SocketAddr {
+    SocketAddr::new(client.ip().to_canonical(), client.port())
 }
 
 /// Hands each connection to a task of its own.
@@ -73,6 +101,7 @@ async fn accept<F: Future<Output = Result<()>> + 'static>(
     loop {
         match listener.accept().await {
             Ok((stream, client)) => {
+                let client = plain(client);
                 let served = serve(stream, client, Rc::clone(&name));
                 tokio::task::spawn_local(async move {
                     if let Err(error) = served.await {
@@ -115,7 +144,7 @@ async fn serve_udp(socket: UdpSocket, name: Rc<str>) {
                 continue;
             }
         };
-        let mut answer = format!("{name} {client} ").into_bytes();
+        let mut answer = format!("{name} {} ", plain(client)).into_bytes();
         answer.extend_from_slice(&buffer[..length]);
         if let Err(error) = socket.send_to(&answer, client).await {
             eprintln!("UDP to {client}: {error}");

@@ -157,7 +157,7 @@ impl Channel {
     async fn open(args: &StreamArgs) -> Result<Self> {
         Ok(match args.protocol {
             StreamProtocol::Tcp => {
-                let (reader, writer) = connect::open(args.target, 0).await?.into_split();
+                let (reader, writer) = connect::open(args.target, None, 0).await?.into_split();
                 Channel::Tcp {
                     answers: BufReader::new(reader).lines(),
                     writer,
