@@ -41,7 +41,7 @@ use weft_abi::{
 use crate::{drops::Drop, skb::Skb};
 
 /// Set at load to 1 where programs may set a packet's departure time at an interface's ingress
-/// (`bpf_skb_set_tstamp`, from 5.18 on; commit 8d21ec0e46ed).
+/// (`bpf_skb_set_tstamp`, from 5.18 on).
 #[unsafe(no_mangle)]
 static HAVE_SKB_SET_TSTAMP: Global<u8> = Global::new(0);
 

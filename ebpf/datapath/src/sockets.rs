@@ -52,7 +52,7 @@ use crate::{
 };
 
 /// Set at load to 1 where these programs may choose the error of a refused call
-/// (`bpf_set_retval`, from 6.0 on; commit dea6a4e17013).
+/// (`bpf_set_retval`, from 6.1 on; commit e7215f574079 lists the calls).
 #[unsafe(no_mangle)]
 static HAVE_SET_RETVAL: Global<u8> = Global::new(0);
 
@@ -348,7 +348,7 @@ fn forget<F: Sockets>(key: &SocketKey<F::Addr>) {
 ///
 /// A service without a backend refuses as a host without a listener does: clients take that for
 /// passing, and try again or elsewhere, where they take "operation not permitted" for final. Kernels
-/// before 6.0 know only the latter; there a TCP connection is led to where the kernel itself refuses
+/// before 6.1 know only the latter; there a TCP connection is led to where the kernel itself refuses
 /// it: nothing ever listens on port 0.
 #[inline(always)]
 fn conclude<F: Sockets, const CALL: u8>(
