@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 
 /// The Weft node agent and its operator's tool.
 #[derive(Debug, Parser)]
@@ -92,15 +93,55 @@ pub struct RunArgs {
     /// What to log, as a tracing filter: `info`, `weft_agent=debug`, ...
     #[arg(long, env = "WEFT_LOG", default_value = "info")]
     pub log: String,
-    /// MTU of pod interfaces; by default the uplink's less the overlay's 50 bytes.
+    /// MTU of pod interfaces; by default what every uplink takes, less the overlay's 50 bytes (70
+    /// over IPv6).
     #[arg(long, env = "WEFT_MTU")]
     pub mtu: Option<u32>,
+    /// How packets get to the pods of other nodes.
+    #[arg(long, env = "WEFT_ROUTING", value_enum, default_value_t = RoutingMode::Vxlan)]
+    pub routing: RoutingMode,
+    /// An interface by which packets leave the node; may be repeated. By default those that carry the
+    /// node's address, a default route, or a route to another node.
+    #[arg(long = "uplink", env = "WEFT_UPLINKS", value_delimiter = ',')]
+    pub uplinks: Vec<String>,
+    /// Families whose packets out of the cluster leave with the node's address, or `none`.
+    #[arg(long, env = "WEFT_MASQUERADE", value_enum, value_delimiter = ',',
+        default_values_t = [MasqueradeFamily::Ipv4, MasqueradeFamily::Ipv6])]
+    pub masquerade: Vec<MasqueradeFamily>,
+    /// A network that pods talk to with their own addresses although it is outside; may be repeated.
+    #[arg(
+        long = "non-masquerade-cidr",
+        env = "WEFT_NON_MASQUERADE_CIDRS",
+        value_delimiter = ','
+    )]
+    pub non_masquerade: Vec<IpNet>,
+    /// The source ports of masqueraded packets. What of them the node's own sockets would pick by
+    /// themselves is reserved (net.ipv4.ip_local_reserved_ports).
+    #[arg(
+        long,
+        env = "WEFT_MASQUERADE_PORTS",
+        value_name = "FIRST-LAST",
+        default_value = "1024-29999"
+    )]
+    pub masquerade_ports: String,
+    /// How limits on what pods send are kept.
+    #[arg(long, env = "WEFT_BANDWIDTH", value_enum, default_value_t = BandwidthMode::Auto)]
+    pub bandwidth: BandwidthMode,
+    /// The cgroup whose processes reach services and host ports by their sockets; by default the
+    /// mount point of the cgroup2 file system.
+    #[arg(long, env = "WEFT_CGROUP_ROOT")]
+    pub cgroup_root: Option<PathBuf>,
     /// Log the datapath's debug traces, one line per packet and step. For debugging only.
     #[arg(long, env = "WEFT_TRACE")]
     pub trace: bool,
-    /// This node's underlay address; by default the InternalIP of its Node object.
-    #[arg(long, env = "WEFT_NODE_ADDRESS")]
-    pub node_address: Option<IpAddr>,
+    /// This node's underlay address; may be given once per family. By default the InternalIPs of its
+    /// Node object.
+    #[arg(
+        long = "node-address",
+        env = "WEFT_NODE_ADDRESS",
+        value_delimiter = ','
+    )]
+    pub node_addresses: Vec<IpAddr>,
     /// Seconds after which a watch is asked for again, so that a connection that died in silence is
     /// found out: until then the node does not follow the cluster.
     #[arg(long, env = "WEFT_WATCH_TIMEOUT", default_value_t = 60,
@@ -127,6 +168,35 @@ pub enum AttachMode {
     Tcx,
     /// Classifiers on a clsact qdisc.
     Clsact,
+}
+
+/// How packets get to the pods of other nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RoutingMode {
+    /// Through a VXLAN overlay.
+    Vxlan,
+    /// By routes: this agent's to nodes on the same link, the underlay's to all others.
+    Native,
+}
+
+/// What is masqueraded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MasqueradeFamily {
+    /// IPv4 packets.
+    Ipv4,
+    /// IPv6 packets.
+    Ipv6,
+    /// Nothing.
+    None,
+}
+
+/// How limits on what pods send are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BandwidthMode {
+    /// By departure times where every uplink's queueing discipline is fq, else as `bucket`.
+    Auto,
+    /// By token buckets in the datapath, which drop what is too much.
+    Bucket,
 }
 
 /// Flags of the commands that ask a running agent.

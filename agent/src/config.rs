@@ -4,13 +4,16 @@
 //! reads flags or the environment.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use thiserror::Error;
+use weft_abi::config::{CONFIG_MASQUERADE_V4, CONFIG_MASQUERADE_V6};
 use weft_abi::{ABI_VERSION, maps};
+use weft_core::model::{Routing, Settings};
 
-use crate::cli::{AttachMode, RunArgs};
+use crate::cli::{AttachMode, BandwidthMode, MasqueradeFamily, RoutingMode, RunArgs};
 
 /// The smallest MTU of pod interfaces: what every IPv4 host must take.
 pub const MTU_MIN: u32 = 576;
@@ -36,8 +39,18 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// Whether the datapath traces packets.
     pub trace: bool,
-    /// This node's underlay address, if given.
-    pub node_address: Option<Ipv4Addr>,
+    /// This node's underlay addresses, if given: at most one per family.
+    pub node_addresses: Vec<IpAddr>,
+    /// The uplinks, if given; else they are found.
+    pub uplinks: Vec<String>,
+    /// What the compiler must know.
+    pub settings: Settings,
+    /// Masquerading of what leaves the cluster.
+    pub masquerade: Masquerade,
+    /// How limits on what pods send are kept.
+    pub bandwidth: BandwidthMode,
+    /// The cgroup of the socket programs, if given.
+    pub cgroup_root: Option<PathBuf>,
     /// How long one request of a watch lasts, in seconds.
     pub watch_timeout: u32,
     /// How programs are attached.
@@ -53,6 +66,39 @@ pub struct Install {
     pub plugin: Option<(PathBuf, PathBuf)>,
     /// The directory that the conflist goes to.
     pub conf_dir: Option<PathBuf>,
+}
+
+/// Masquerading of what leaves the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Masquerade {
+    /// IPv4 packets get their node's address.
+    pub v4: bool,
+    /// IPv6 packets do.
+    pub v6: bool,
+    /// The first source port that is given out.
+    pub first_port: u16,
+    /// The last one.
+    pub last_port: u16,
+}
+
+impl Masquerade {
+    /// As flags of the datapath's configuration.
+    pub const fn flags(self) -> u16 {
+        let v4 = if self.v4 { CONFIG_MASQUERADE_V4 } else { 0 };
+        let v6 = if self.v6 { CONFIG_MASQUERADE_V6 } else { 0 };
+        v4 | v6
+    }
+
+    /// Whether anything is masqueraded.
+    pub const fn is_on(self) -> bool {
+        self.v4 || self.v6
+    }
+
+    /// How many ports are given out.
+    pub const fn ports(self) -> u16 {
+        // One less than all: neither end is port 0.
+        self.last_port - self.first_port + 1
+    }
 }
 
 /// Why a command line is no configuration.
@@ -74,9 +120,18 @@ pub enum ConfigError {
     /// The MTU is out of range.
     #[error("--mtu {0}: give a value from {MTU_MIN} to {MTU_MAX}")]
     Mtu(u32),
-    /// The node's address is not of a family that the underlay supports.
-    #[error("--node-address {0}: give an IPv4 address of this node")]
+    /// The node's address is not one that other nodes can send to, or its family has one already.
+    #[error("--node-address {0}: give a unicast address of this node, one per family")]
     NodeAddress(IpAddr),
+    /// No name of an interface.
+    #[error("--uplink {0:?}: give the name of an interface")]
+    Uplink(String),
+    /// `none` beside a family.
+    #[error("--masquerade: give families, or none")]
+    Masquerade,
+    /// The ports make no range.
+    #[error("--masquerade-ports {0:?}: give FIRST-LAST, with 1 <= FIRST <= LAST <= 65535")]
+    MasqueradePorts(String),
     /// A capacity is not `name=entries` with a known map and a number above 0.
     #[error("--map-capacity {0:?}: give <map>=<entries>, with a map of \
         {known}", known = maps::PINNED.join(", "))]
@@ -96,11 +151,10 @@ impl Config {
         if let Some(mtu) = args.mtu.filter(|mtu| !(MTU_MIN..=MTU_MAX).contains(mtu)) {
             return Err(ConfigError::Mtu(mtu));
         }
-        let node_address = match args.node_address {
-            None => None,
-            Some(IpAddr::V4(address)) if !address.is_unspecified() => Some(address),
-            Some(other) => return Err(ConfigError::NodeAddress(other)),
-        };
+        let node_addresses = node_addresses(args.node_addresses)?;
+        if let Some(bad) = args.uplinks.iter().find(|name| !is_interface_name(name)) {
+            return Err(ConfigError::Uplink(bad.clone()));
+        }
         let mut capacities = BTreeMap::new();
         for text in args.map_capacity.iter().filter(|text| !text.is_empty()) {
             let (name, entries) =
@@ -127,7 +181,21 @@ impl Config {
             install: Install { plugin, conf_dir },
             mtu: args.mtu,
             trace: args.trace,
-            node_address,
+            node_addresses,
+            uplinks: args.uplinks,
+            settings: Settings {
+                routing: match args.routing {
+                    RoutingMode::Vxlan => Routing::Vxlan,
+                    RoutingMode::Native => Routing::Native,
+                },
+                non_masquerade: args.non_masquerade.iter().map(IpNet::trunc).collect(),
+            },
+            masquerade: masquerade(&args.masquerade, &args.masquerade_ports)?,
+            bandwidth: args.bandwidth,
+            cgroup_root: args
+                .cgroup_root
+                .map(|path| absolute("--cgroup-root", path))
+                .transpose()?,
             watch_timeout: args.watch_timeout,
             attach: args.attach,
             capacities,
@@ -177,6 +245,53 @@ fn absolute(flag: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
     }
 }
 
+fn node_addresses(given: Vec<IpAddr>) -> Result<Vec<IpAddr>, ConfigError> {
+    for (index, address) in given.iter().enumerate() {
+        let again = given[..index]
+            .iter()
+            .any(|other| other.is_ipv4() == address.is_ipv4());
+        if again
+            || address.is_unspecified()
+            || address.is_loopback()
+            || address.is_multicast()
+            || weft_core::model::canonical(*address) != *address
+        {
+            return Err(ConfigError::NodeAddress(*address));
+        }
+    }
+    Ok(given)
+}
+
+fn is_interface_name(name: &str) -> bool {
+    let ok = |c: u8| c != b'/' && !c.is_ascii_whitespace() && c != 0;
+    (1..libc::IF_NAMESIZE).contains(&name.len())
+        && name.bytes().all(ok)
+        && name != "."
+        && name != ".."
+}
+
+fn masquerade(families: &[MasqueradeFamily], ports: &str) -> Result<Masquerade, ConfigError> {
+    let has = |family| families.contains(&family);
+    let (v4, v6) = (has(MasqueradeFamily::Ipv4), has(MasqueradeFamily::Ipv6));
+    if has(MasqueradeFamily::None) && (v4 || v6) {
+        return Err(ConfigError::Masquerade);
+    }
+    let (first_port, last_port) = parse_ports(ports)
+        .filter(|(first, last)| 0 < *first && first <= last)
+        .ok_or_else(|| ConfigError::MasqueradePorts(ports.to_owned()))?;
+    Ok(Masquerade {
+        v4,
+        v6,
+        first_port,
+        last_port,
+    })
+}
+
+fn parse_ports(text: &str) -> Option<(u16, u16)> {
+    let (first, last) = text.split_once('-')?;
+    Some((first.trim().parse().ok()?, last.trim().parse().ok()?))
+}
+
 fn is_object_name(name: &str) -> bool {
     let ok = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-' || c == b'.';
     (1..=253).contains(&name.len()) && name.bytes().all(ok)
@@ -221,6 +336,36 @@ mod tests {
             Path::new(weft_cni::config::DEFAULT_QUEUE_DIR)
         );
         assert_eq!(config.install, Install::default());
+        assert_eq!(config.settings, Settings::default());
+        assert_eq!(config.masquerade.flags(), 3);
+        let masquerade = config.masquerade;
+        assert_eq!((masquerade.first_port, masquerade.ports()), (1024, 28_976));
+    }
+
+    #[test]
+    fn what_the_network_is_like_can_be_said() {
+        let config = config(&[
+            "--routing=native",
+            "--uplink=eth0,eth1",
+            "--uplink=bond0",
+            "--masquerade=ipv6",
+            "--masquerade-ports=2000-2000",
+            "--non-masquerade-cidr=10.1.2.3/8",
+            "--node-address=192.0.2.1,2001:db8::1",
+            "--bandwidth=bucket",
+            "--cgroup-root=/sys/fs/cgroup",
+        ])
+        .expect("valid");
+        assert_eq!(config.settings.routing, Routing::Native);
+        assert_eq!(config.uplinks, ["eth0", "eth1", "bond0"]);
+        assert_eq!(config.masquerade.flags(), CONFIG_MASQUERADE_V6);
+        assert_eq!(config.masquerade.ports(), 1);
+        assert_eq!(
+            config.settings.non_masquerade,
+            ["10.0.0.0/8".parse::<IpNet>().expect("a network")]
+        );
+        assert_eq!(config.node_addresses.len(), 2);
+        assert_eq!(config.bandwidth, BandwidthMode::Bucket);
     }
 
     #[test]
@@ -233,10 +378,40 @@ mod tests {
             config(&["--node-name", "No"]),
             Err(ConfigError::NodeName(_))
         ));
-        assert!(matches!(
-            config(&["--node-address", "::1"]),
-            Err(ConfigError::NodeAddress(_))
-        ));
+        for bad in [
+            "::1",
+            "0.0.0.0",
+            "224.0.0.1",
+            "192.0.2.1,192.0.2.2",
+            "::ffff:192.0.2.1",
+        ] {
+            assert!(
+                matches!(
+                    config(&["--node-address", bad]),
+                    Err(ConfigError::NodeAddress(_))
+                ),
+                "{bad}"
+            );
+        }
+        for bad in ["a/b", "..", "sixteen-letters-"] {
+            assert!(
+                matches!(config(&["--uplink", bad]), Err(ConfigError::Uplink(_))),
+                "{bad}"
+            );
+        }
+        for bad in ["0-5", "5-4", "5", "5-65536", ""] {
+            assert!(
+                matches!(
+                    config(&["--masquerade-ports", bad]),
+                    Err(ConfigError::MasqueradePorts(_))
+                ),
+                "{bad}"
+            );
+        }
+        assert_eq!(
+            config(&["--masquerade", "none,ipv4"]).expect_err("both"),
+            ConfigError::Masquerade
+        );
         assert!(matches!(
             config(&["--state-dir", "here"]),
             Err(ConfigError::RelativePath {

@@ -1,18 +1,23 @@
 //! The loop that makes the kernel follow the cluster.
 //!
 //! ```text
-//!   a watch or an endpoint changed --(a few ms for more)--> compile --diff--> apply --> epoch
-//!         ^                                                                   |
-//!         `------------------------ again after a pause <------ failed -------'
+//!   a watch, an endpoint or the node's network changed --(a few ms for more)-->
+//!       node's network --> compile --diff--> maps --> programs --> uplinks --> epoch
+//!         ^                                                                      |
+//!         `------------------------ again after a pause <------ failed ----------'
 //! ```
 //!
 //! Invariants:
 //! - Nothing is compiled before every watch was listed once. Until then only endpoints come and go,
 //!   and new ones get no policy set, which the datapath reads as: only the own node's traffic.
 //! - The programs of an earlier agent stay attached until the maps hold a complete compilation.
+//! - An uplink is told to the datapath when its programs are in place and the maps are complete, and
+//!   loses its programs when the datapath does not know it any more.
+//! - A new epoch ends every change that decisions rest on: of maps, of the configuration, of uplinks,
+//!   and of the node's routes.
 //! - The mirror is what the maps hold: read back at the start and after every failure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -21,25 +26,31 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 use weft_abi::addr::{Addr4, Addr6};
-use weft_abi::config::Config as DatapathConfig;
+use weft_abi::config::{CONFIG_DEPARTURE_TIME, Config as DatapathConfig, Uplink as UplinkEntry};
 use weft_abi::endpoint::Endpoint;
 use weft_core::compile::{Compiler, Desired};
 use weft_core::contents::Contents;
 use weft_core::diff::{Changes, Step, diff};
 use weft_core::family::{Address, underlay};
+use weft_core::model::Routing;
 
 use crate::backoff::Backoff;
 use crate::bpf::attach::Attacher;
+use crate::bpf::cgroup;
 use crate::bpf::tables::{TableError, Tables, next_epoch};
 use crate::config::Config;
 use crate::endpoints::{Endpoints, Record};
 use crate::ipam::Ipam;
-use crate::netlink::overlay;
-use crate::node::{NodeFacts, NodeNetwork, NodeSetup, Wanted};
+use crate::netlink::monitor::Monitor;
+use crate::netlink::{overlay, socket};
+use crate::node::{NodeFacts, NodeNetwork, NodeSetup, View, Wanted};
 use crate::watch::Cluster;
 
 /// How long to wait for more changes after the first: an object's change often comes with others.
 const DEBOUNCE: Duration = Duration::from_millis(3);
+
+/// How long to wait for more changes of the node's network after the first: they come in bursts.
+const KERNEL_DEBOUNCE: Duration = Duration::from_millis(20);
 
 /// What the agent's tasks share.
 #[derive(Debug)]
@@ -73,6 +84,10 @@ pub struct Maps {
     pub desired: Desired,
     /// The datapath's configuration as it was last written.
     pub config: DatapathConfig,
+    /// The uplinks that the datapath knows, by index.
+    pub uplinks: BTreeMap<u32, UplinkEntry>,
+    /// The state of the node's routes that the flows' epoch stands for.
+    ways: u64,
     /// Whether flows may have been decided by maps that changed since, without a new epoch: an
     /// agent that ended between the last write and the epoch leaves no difference to be found.
     stale: bool,
@@ -140,11 +155,14 @@ impl Maps {
     pub fn new(tables: Tables) -> Result<Self, TableError> {
         let mirror = tables.read()?;
         let config = tables.config()?;
+        let uplinks = tables.uplinks()?;
         Ok(Self {
             tables,
             mirror,
             desired: Desired::default(),
             config,
+            uplinks,
+            ways: 0,
             stale: true,
         })
     }
@@ -161,14 +179,42 @@ impl Maps {
         if complete && self.stale {
             // Deletes of policies alone, what such an end most likely leaves to do, bring none.
             if !changes.steps.contains(&Step::BumpEpoch) {
-                let epoch = next_epoch(self.config.epoch);
-                self.set_config(DatapathConfig {
-                    epoch,
-                    ..self.config
-                })?;
+                self.bump_epoch()?;
             }
             self.stale = false;
         }
+        Ok(())
+    }
+
+    /// Tells the datapath of the uplinks, and of routes that changed.
+    fn set_uplinks(
+        &mut self,
+        wanted: &BTreeMap<u32, UplinkEntry>,
+        ways: u64,
+    ) -> Result<(), TableError> {
+        if *wanted == self.uplinks && ways == self.ways && !self.stale {
+            return Ok(());
+        }
+        self.stale = true;
+        self.tables.set_uplinks(wanted, &mut self.uplinks)?;
+        self.bump_epoch()?;
+        self.ways = ways;
+        self.stale = false;
+        Ok(())
+    }
+
+    fn bump_epoch(&mut self) -> Result<(), TableError> {
+        let epoch = next_epoch(self.config.epoch);
+        self.set_config(DatapathConfig {
+            epoch,
+            ..self.config
+        })
+    }
+
+    /// Trusts what the maps hold, after a failure.
+    fn read_back(&mut self) -> Result<(), TableError> {
+        self.mirror = self.tables.read()?;
+        self.uplinks = self.tables.uplinks()?;
         Ok(())
     }
 
@@ -184,10 +230,19 @@ pub struct Reconciler {
     shared: Arc<Shared>,
     node: NodeSetup,
     compiler: Compiler,
+    monitor: Monitor,
     ticks_per_second: u32,
+    netns_cookie: u64,
     backoff: Backoff,
     last_error: Option<String>,
     links_swapped: bool,
+    sockets_attached: bool,
+    /// Whether no overlay of an earlier time is left, in native routing.
+    overlay_gone: bool,
+    /// The uplinks with this agent's programs: names by index.
+    uplinks: BTreeMap<u32, String>,
+    /// The node's network as the kernel last showed it.
+    view: Option<View>,
     /// What is known of the node, by the API or from an earlier time.
     facts: Option<NodeFacts>,
 }
@@ -197,27 +252,41 @@ impl Reconciler {
     ///
     /// # Errors
     ///
-    /// When the kernel's tick cannot be found out.
+    /// When the kernel's tick cannot be found out, or there is no netlink socket to be had.
     pub fn new(shared: Arc<Shared>, node: NodeSetup) -> Result<Self> {
         let mut compiler = Compiler::new();
         compiler.adopt(&shared.maps().mirror);
+        let settings = shared.config.settings.clone();
+        shared.cluster.update(|state| state.settings = settings);
         Ok(Self {
-            shared,
             node,
             compiler,
+            // Before the first look at the kernel, so that nothing is missed.
+            monitor: Monitor::new()?,
             ticks_per_second: ticks_per_second()?,
+            netns_cookie: socket::netns_cookie().unwrap_or_else(|error| {
+                info!(%error, "the kernel numbers no network namespaces");
+                0
+            }),
             backoff: Backoff::new(Duration::from_millis(50), Duration::from_secs(10)),
             last_error: None,
             links_swapped: false,
+            sockets_attached: false,
+            overlay_gone: false,
+            uplinks: BTreeMap::new(),
+            view: None,
             facts: None,
+            shared,
         })
     }
 
     /// Runs for ever.
     pub async fn run(mut self) {
-        self.facts = self.node.remembered();
-        if let Some(facts) = self.facts.clone() {
-            match self.node.restore(facts).await {
+        if let Some(remembered) = self.node.remembered() {
+            self.facts = Some(remembered.facts.clone());
+            let previous = self.shared.maps().uplinks.clone();
+            let mut attach = self.overlay_programs();
+            match self.node.restore(remembered, &previous, &mut attach).await {
                 Ok(network) => self.set_node(network),
                 Err(error) => warn!(
                     error = format!("{error:#}"),
@@ -230,21 +299,65 @@ impl Reconciler {
                 Ok(()) => {
                     self.backoff.reset();
                     self.last_error = None;
-                    self.shared.cluster.changed().await;
-                    tokio::time::sleep(DEBOUNCE).await;
+                    self.changed().await;
                 }
                 Err(error) => {
                     let pause = self.failed(&error);
-                    tokio::select! {
-                        () = tokio::time::sleep(pause) => {}
-                        () = async {
-                            self.shared.cluster.changed().await;
-                            tokio::time::sleep(DEBOUNCE).await;
-                        } => {}
-                    }
+                    // Either way it is time to try again.
+                    let _ = tokio::time::timeout(pause, self.changed()).await;
                 }
             }
         }
+    }
+
+    /// Waits until there is something to do.
+    async fn changed(&mut self) {
+        let cluster = Arc::clone(&self.shared.cluster);
+        loop {
+            tokio::select! {
+                () = cluster.changed() => {
+                    tokio::time::sleep(DEBOUNCE).await;
+                    return;
+                }
+                told = self.monitor.changed() => {
+                    if let Err(error) = told {
+                        warn!(%error, "changes of the node's network may go unnoticed; listening anew");
+                        tokio::time::sleep(KERNEL_DEBOUNCE).await;
+                        self.view = None;
+                        match Monitor::new() {
+                            Ok(monitor) => self.monitor = monitor,
+                            Err(error) => warn!(%error, "cannot listen to the kernel"),
+                        }
+                        return;
+                    }
+                }
+            }
+            self.view = None;
+            tokio::select! {
+                () = cluster.changed() => {
+                    tokio::time::sleep(DEBOUNCE).await;
+                    return;
+                }
+                () = tokio::time::sleep(KERNEL_DEBOUNCE) => {}
+            }
+            match self.look().await {
+                Ok(view) if self.node.is_current(&view) => {}
+                _ => return,
+            }
+        }
+    }
+
+    /// The node's network as it is: as the kernel showed it before, if nothing was told since.
+    async fn look(&mut self) -> Result<View> {
+        if self.monitor.drain().unwrap_or(true) {
+            self.view = None;
+        }
+        if let Some(view) = &self.view {
+            return Ok(view.clone());
+        }
+        let view = self.node.observe().await?;
+        self.view = Some(view.clone());
+        Ok(view)
     }
 
     fn failed(&mut self, error: &anyhow::Error) -> Duration {
@@ -269,10 +382,8 @@ impl Reconciler {
         });
         self.last_error = Some(text);
         // What was written before the failure is known, but not why it failed: trust the maps.
-        let mut maps = self.shared.maps();
-        match maps.tables.read() {
-            Ok(mirror) => maps.mirror = mirror,
-            Err(error) => warn!(%error, "cannot read the maps back"),
+        if let Err(error) = self.shared.maps().read_back() {
+            warn!(%error, "cannot read the maps back");
         }
         pause
     }
@@ -303,8 +414,15 @@ impl Reconciler {
         };
 
         let entries = tokio::task::block_in_place(|| self.apply(desired, &records))?;
-        if synced && !self.links_swapped {
-            self.swap_links(&records)?;
+        if synced {
+            if !self.links_swapped {
+                self.swap_links(&records)?;
+            }
+            // One of these does not keep the others, nor pods from being ready.
+            let uplinks = tokio::task::block_in_place(|| self.set_uplinks());
+            let sockets = tokio::task::block_in_place(|| self.attach_sockets());
+            let overlay = self.leave_overlay().await;
+            network = network.and(uplinks).and(sockets).and(overlay);
         }
         let ready = self.ready(&records);
         self.shared.applied.send_modify(|applied| {
@@ -353,16 +471,32 @@ impl Reconciler {
         let Some(network) = self.shared.node.borrow().clone() else {
             return Ok(());
         };
+        let masquerade = self.shared.config.masquerade;
+        let departure_times = if network.departure_times {
+            CONFIG_DEPARTURE_TIME
+        } else {
+            0
+        };
         let wanted = DatapathConfig {
             epoch: maps.config.epoch,
             overlay_ifindex: network.overlay,
             node_address: underlay(network.facts.address),
             vni: overlay::VNI,
             ticks_per_second: self.ticks_per_second,
-            overlay_mtu: network.mtu,
+            overlay_mtu: network.overlay_mtu,
             overlay_port: overlay::PORT,
-            ..DatapathConfig::default()
+            flags: masquerade.flags() | departure_times,
+            masquerade_first: masquerade.first_port,
+            masquerade_ports: masquerade.ports(),
+            reserved: 0,
+            netns_cookie: self.netns_cookie,
         };
+        // Until the cluster is known, the maps are an earlier agent's, and so is what fits to them:
+        // the way through the overlay, or without it.
+        let earlier = maps.config.epoch != 0 && !self.shared.cluster.synced();
+        if earlier && (network.overlay == 0 || network.overlay == maps.config.overlay_ifindex) {
+            return Ok(());
+        }
         if wanted != maps.config || wanted.epoch == 0 {
             let epoch = next_epoch(wanted.epoch);
             maps.set_config(DatapathConfig { epoch, ..wanted })
@@ -372,9 +506,13 @@ impl Reconciler {
     }
 
     async fn set_up_node(&mut self) -> Result<()> {
-        let address = self.shared.config.node_address.map(Into::into);
+        let view = self.look().await?;
+        let own_addresses = view.node.own_addresses();
+        let config = &self.shared.config;
+        let given = config.node_addresses.as_slice();
         let wanted = self.shared.cluster.update(|state| {
-            let wanted = Wanted::of(state, address);
+            state.own_addresses = own_addresses;
+            let wanted = Wanted::of(state, given);
             if wanted.is_some() || self.facts.is_none() {
                 return wanted;
             }
@@ -387,7 +525,7 @@ impl Reconciler {
                 "the API's Node object is gone or has no InternalIP; \
                 the last known address and pod networks stay"
             );
-            Wanted::of(state, address)
+            Wanted::of(state, given)
         });
         let Some(wanted) = wanted else {
             anyhow::bail!(
@@ -396,15 +534,33 @@ impl Reconciler {
                 self.shared.config.node_name
             );
         };
-        let network = self
+        let previous = self.shared.maps().uplinks.clone();
+        let mut attach = self.overlay_programs();
+        let outcome = self
             .node
-            .apply(wanted, &self.shared.endpoints)
+            .apply(
+                &wanted,
+                &view,
+                &previous,
+                &self.shared.endpoints,
+                &mut attach,
+            )
             .await
             .context("cannot set up the node's network")?;
-        if let Some(network) = network {
+        if let Some(network) = outcome.network {
             self.set_node(network);
         }
-        Ok(())
+        outcome.failure.map_or(Ok(()), Err)
+    }
+
+    /// What attaches the datapath to the overlay.
+    fn overlay_programs(&self) -> impl FnMut() -> Result<()> + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || {
+            Ok(tokio::task::block_in_place(|| {
+                shared.attacher().attach_overlay()
+            })?)
+        }
     }
 
     fn set_node(&mut self, network: NodeNetwork) {
@@ -425,9 +581,12 @@ impl Reconciler {
 
     /// Puts this agent's programs in the place of an earlier one's, and on the overlay.
     fn swap_links(&mut self, records: &[Record]) -> Result<()> {
+        let overlay = self.shared.node.borrow().as_ref().map(|node| node.overlay);
         let mut attacher = self.shared.attacher();
         let mut interfaces = BTreeSet::from([overlay::DEVICE.to_owned()]);
-        attacher.attach_overlay()?;
+        if overlay.is_some_and(|index| index != 0) {
+            attacher.attach_overlay()?;
+        }
         let mut failed = None;
         for record in records {
             interfaces.insert(record.interface.clone());
@@ -456,6 +615,93 @@ impl Reconciler {
             mode = attacher.mode(),
             "the datapath is in place"
         );
+        Ok(())
+    }
+
+    /// Puts this agent's programs on the uplinks, tells the datapath of them, and takes the programs
+    /// off what is no uplink any more.
+    fn set_uplinks(&mut self) -> Result<()> {
+        let Some(network) = self.shared.node.borrow().clone() else {
+            return Ok(());
+        };
+        let mut failure = None;
+        let mut entries = BTreeMap::new();
+        let known = self.shared.maps().uplinks.clone();
+        for uplink in &network.uplinks {
+            if self.uplinks.get(&uplink.index) != Some(&uplink.name) {
+                match self.shared.attacher().attach_uplink(&uplink.name) {
+                    Ok(()) => {
+                        self.uplinks.insert(uplink.index, uplink.name.clone());
+                    }
+                    Err(error) => {
+                        failure = Some(error);
+                        // An earlier agent's programs may be there: what leads to them stays.
+                        if !known.contains_key(&uplink.index) {
+                            continue;
+                        }
+                    }
+                }
+            }
+            entries.insert(uplink.index, uplink.entry());
+        }
+        self.shared
+            .maps()
+            .set_uplinks(&entries, network.ways)
+            .context("cannot tell the datapath of the uplinks")?;
+
+        self.uplinks.retain(|index, _| entries.contains_key(index));
+        let names: BTreeSet<&str> = network.uplinks.iter().map(|u| u.name.as_str()).collect();
+        let gone = known.keys().filter(|index| !entries.contains_key(index));
+        let gone = gone.filter_map(|index| nix::net::if_::if_indextoname(*index).ok());
+        let gone = gone.map(|name| name.to_string_lossy().into_owned());
+        let mut attacher = self.shared.attacher();
+        let mut stale = attacher.pinned_uplinks();
+        stale.extend(gone);
+        for name in stale.iter().filter(|name| !names.contains(name.as_str())) {
+            match attacher.detach_uplink(name) {
+                Ok(()) => info!(interface = name, "an interface is no uplink any more"),
+                Err(error) => failure = Some(error),
+            }
+        }
+        failure.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Attaches the socket programs, once.
+    fn attach_sockets(&mut self) -> Result<()> {
+        if self.sockets_attached {
+            return Ok(());
+        }
+        let mut attacher = self.shared.attacher();
+        if !attacher.loaded().has_socket_programs() {
+            self.sockets_attached = true;
+            return Ok(());
+        }
+        let root = match &self.shared.config.cgroup_root {
+            Some(root) => Some(root.clone()),
+            None => cgroup::find_root().context("cannot look for the cgroup2 file system")?,
+        };
+        match root {
+            Some(root) if cgroup::is_cgroup2(&root) => attacher.attach_sockets(&root)?,
+            root => warn!(
+                cgroup = ?root,
+                "no cgroup2 file system there: processes of the node itself reach no host ports on \
+                 their own addresses. Mount one, and give --cgroup-root"
+            ),
+        }
+        self.sockets_attached = true;
+        Ok(())
+    }
+
+    /// Removes the overlay of an earlier time, which nothing uses any more in native routing.
+    async fn leave_overlay(&mut self) -> Result<()> {
+        let routing = self.shared.node.borrow().as_ref().map(|node| node.routing);
+        if self.overlay_gone || routing != Some(Routing::Native) {
+            return Ok(());
+        }
+        let removed = self.node.remove_overlay().await;
+        removed.context("cannot remove the overlay device")?;
+        self.shared.attacher().forget_overlay();
+        self.overlay_gone = true;
         Ok(())
     }
 

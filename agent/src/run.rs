@@ -34,7 +34,7 @@ use crate::config::Config;
 use crate::endpoints::Endpoints;
 use crate::ipam::Ipam;
 use crate::netlink::Netlink;
-use crate::node::NodeSetup;
+use crate::node::{NodeOptions, NodeSetup};
 use crate::persist;
 use crate::reconcile::{Applied, Maps, Reconciler, Shared};
 use crate::status;
@@ -211,7 +211,7 @@ impl Agent {
             .with_context(|| format!("cannot use {}", endpoints_dir.display()))?;
         let mut ipam = Ipam::open(&config.state_dir.join("ipam"))?;
         restore::restore(&Netlink::host()?, &endpoints, &mut ipam).await?;
-        let node = NodeSetup::new(config.state_dir.join("node.json"), config.mtu)?;
+        let node = NodeSetup::new(NodeOptions::from(&config))?;
 
         let cni = server::listen(&config.cni_socket())?;
         let status = server::listen(&config.status_socket())?;

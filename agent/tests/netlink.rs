@@ -15,7 +15,7 @@ use nix::sched::{CloneFlags, unshare};
 use weft_abi::{GATEWAY_MAC, OVERLAY_MAC};
 use weft_agent::netlink::routes::{self, Outcome, Route, Via};
 use weft_agent::netlink::veth::{self, Pair};
-use weft_agent::netlink::{NetNs, Netlink, overlay, sysctl, uplink};
+use weft_agent::netlink::{NetNs, Netlink, overlay, sysctl};
 
 const NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 30, 0, 2));
 const POD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 0, 7));
@@ -113,7 +113,10 @@ fn ask(address: IpAddr) -> String {
 fn the_overlay_device_is_made_once_and_repaired() {
     on_a_node(|netlink| async move {
         let made = overlay::ensure(&netlink, 1450).await.expect("made");
-        assert_eq!((made.mtu, made.up, made.noarp), (1450, true, true));
+        assert_eq!((made.mtu, made.up, made.noarp), (1450, false, true));
+        overlay::activate(&netlink, &made).await.expect("set up");
+        let made = netlink.link(overlay::DEVICE).await.expect("there");
+        assert!(made.up);
         assert_eq!(made.mac, OVERLAY_MAC);
         let again = overlay::ensure(&netlink, 1450).await.expect("there");
         assert_eq!(again, made);
@@ -139,7 +142,9 @@ fn the_overlay_device_is_made_once_and_repaired() {
 #[test]
 fn routes_follow_what_is_wanted_and_others_stay() {
     on_a_node(|netlink| async move {
-        let device = overlay::ensure(&netlink, 1450).await.expect("made").index;
+        let device = overlay::ensure(&netlink, 1450).await.expect("made");
+        overlay::activate(&netlink, &device).await.expect("set up");
+        let device = device.index;
         let net = |text: &str| text.parse::<IpNet>().expect("a network");
         let through = |to: &str| Route {
             to: net(to),
@@ -180,19 +185,6 @@ fn routes_follow_what_is_wanted_and_others_stay() {
         );
         // Present already: adding it again changes nothing, removing it was nobody's doing.
         routes::add(&netlink, &pod).await.expect("replaced");
-    });
-}
-
-#[test]
-fn the_uplink_is_the_interface_with_the_nodes_address() {
-    on_a_node(|netlink| async move {
-        let found = uplink::with_address(&netlink, NODE).await.expect("listed");
-        assert_eq!(found.map(|link| link.name).as_deref(), Some("lo"));
-        let other = IpAddr::from([192, 0, 2, 1]);
-        assert_eq!(
-            uplink::with_address(&netlink, other).await.expect("listed"),
-            None
-        );
     });
 }
 

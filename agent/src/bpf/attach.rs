@@ -4,13 +4,15 @@
 //! `<link dir>/<interface>-<program>`. A new agent swaps its program into the pinned link, which is
 //! one pointer in the kernel. Older kernels get a clsact qdisc and a filter with a fixed priority
 //! and handle, which the new agent replaces in place.
+//!
+//! The BPF file system takes no dots in names, which VLAN interfaces have: in pins they are `%2e`.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::links::{FdLink, Link as _, LinkError, PinnedLink};
 use aya::programs::tc::{
     self, NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcError, TcHandle,
 };
@@ -29,8 +31,10 @@ use crate::netlink::overlay;
 
 /// Priority of our clsact filters: fixed, so that the next agent finds them.
 const PRIORITY: u16 = 1;
-/// Handle of our clsact filters.
+/// Handle of our clsact filters on interfaces of our own.
 const HANDLE: TcHandle = TcHandle::new(0, 1);
+/// Handle of our clsact filters on uplinks, which others may have filters on.
+const UPLINK_HANDLE: TcHandle = TcHandle::new(0, 0x5745);
 
 /// What belongs on which side of an interface: program and direction.
 type Plan = [(&'static str, TcAttachType); 2];
@@ -46,20 +50,27 @@ const OVERLAY: Plan = [
     (programs::TO_OVERLAY, TcAttachType::Egress),
 ];
 
+/// An uplink.
+const UPLINK: Plan = [
+    (programs::FROM_NETDEV, TcAttachType::Ingress),
+    (programs::TO_NETDEV, TcAttachType::Egress),
+];
+
 /// Why a program could not be attached.
 #[derive(Debug, Error)]
-#[error("cannot attach {program} to interface {interface}: {error}")]
+#[error("cannot attach {program} to {target}: {error}")]
 pub struct AttachError {
-    program: &'static str,
-    interface: String,
-    error: String,
+    pub(super) program: &'static str,
+    /// Interface or cgroup.
+    pub(super) target: String,
+    pub(super) error: String,
 }
 
 /// Attaches the datapath's programs.
 #[derive(Debug)]
 pub struct Attacher {
-    loaded: Loaded,
-    link_dir: PathBuf,
+    pub(super) loaded: Loaded,
+    pub(super) link_dir: PathBuf,
     tcx: bool,
 }
 
@@ -119,6 +130,62 @@ impl Attacher {
         self.attach(overlay::DEVICE, OVERLAY)
     }
 
+    /// Attaches to an uplink, or swaps the programs there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::attach_pod`].
+    pub fn attach_uplink(&mut self, interface: &str) -> Result<(), AttachError> {
+        self.attach(interface, UPLINK)
+    }
+
+    /// Detaches from an interface that is no uplink any more, or never was.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses. An interface that is gone is fine.
+    pub fn detach_uplink(&mut self, interface: &str) -> Result<(), AttachError> {
+        for (program, direction) in UPLINK {
+            // The pin holds the link: without it the kernel ends the attachment.
+            self.unpin(&self.pin(interface, program));
+            if self.tcx {
+                continue;
+            }
+            let there =
+                SchedClassifierLink::attached(interface, direction, PRIORITY, UPLINK_HANDLE, None);
+            let result =
+                there
+                    .map_err(|error| error.to_string())
+                    .and_then(|link| match link.detach() {
+                        Err(ProgramError::TcError(error)) if is(&error, libc::ENOENT) => Ok(()),
+                        Err(ProgramError::TcError(error)) if is(&error, libc::EINVAL) => Ok(()),
+                        result => result.map_err(|error| chain(&error)),
+                    });
+            if let Err(error) = result
+                && if_nametoindex(interface).is_ok()
+            {
+                return Err(AttachError {
+                    program,
+                    target: format!("interface {interface}"),
+                    error: format!("detaching: {error}"),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Interfaces that the programs of an uplink are pinned to, by this agent or an earlier one.
+    pub fn pinned_uplinks(&self) -> BTreeSet<String> {
+        let uplinks = self.pins().filter_map(|name| {
+            let (interface, program) = parse_pin(&name)?;
+            UPLINK
+                .iter()
+                .any(|(of_uplinks, _)| *of_uplinks == program)
+                .then_some(interface)
+        });
+        uplinks.collect()
+    }
+
     /// Forgets an interface that is being removed. The programs go with the interface.
     pub fn forget(&self, interface: &str) {
         for (program, _) in POD {
@@ -126,40 +193,47 @@ impl Attacher {
         }
     }
 
+    /// Forgets the overlay device, which is being removed.
+    pub fn forget_overlay(&self) {
+        for (program, _) in OVERLAY {
+            self.unpin(&self.pin(overlay::DEVICE, program));
+        }
+    }
+
     /// Removes the pins of interfaces that are gone. An interface that exists keeps its programs
     /// even when it is not among these: it may be a pod's that is just being added, and a pod
     /// without programs is a pod without policy.
     pub fn sweep(&self, interfaces: &BTreeSet<String>) {
-        let entries = match fs::read_dir(&self.link_dir) {
-            Ok(entries) => entries,
-            Err(error) => {
-                warn!(dir = %self.link_dir.display(), %error, "cannot list the pinned links");
-                return;
-            }
-        };
-        for entry in entries.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let interface = programs::ALL
-                .iter()
-                .find_map(|program| name.strip_suffix(program)?.strip_suffix('-'));
-            let gone = |interface: &str| {
-                !interfaces.contains(interface) && if_nametoindex(interface).is_err()
-            };
-            if interface.is_some_and(gone) {
+        let gone =
+            |interface: &str| !interfaces.contains(interface) && if_nametoindex(interface).is_err();
+        for name in self.pins() {
+            if parse_pin(&name).is_some_and(|(interface, _)| gone(&interface)) {
                 debug!(
                     link = name,
                     "removing the pin of a link whose interface is gone"
                 );
-                self.unpin(&entry.path());
+                self.unpin(&self.link_dir.join(name));
             }
         }
+    }
+
+    /// The names of the pinned links.
+    pub(super) fn pins(&self) -> impl Iterator<Item = String> + use<> {
+        let entries = fs::read_dir(&self.link_dir)
+            .inspect_err(|error| {
+                warn!(dir = %self.link_dir.display(), %error, "cannot list the pinned links");
+            })
+            .into_iter()
+            .flatten()
+            .flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned())
     }
 
     fn attach(&mut self, interface: &str, plan: Plan) -> Result<(), AttachError> {
         for (program, direction) in plan {
             let failed = |error: String| AttachError {
                 program,
-                interface: interface.to_owned(),
+                target: format!("interface {interface}"),
                 error,
             };
             let pin = self.pin(interface, program);
@@ -169,7 +243,12 @@ impl Attacher {
             let result = if tcx {
                 attach_tcx(classifier, interface, direction, &pin)
             } else {
-                attach_clsact(classifier, interface, direction)
+                let handle = if plan == UPLINK {
+                    UPLINK_HANDLE
+                } else {
+                    HANDLE
+                };
+                attach_clsact(classifier, interface, direction, handle)
             };
             result.map_err(failed)?;
             if !tcx {
@@ -182,16 +261,31 @@ impl Attacher {
     }
 
     fn pin(&self, interface: &str, program: &str) -> PathBuf {
-        self.link_dir.join(format!("{interface}-{program}"))
+        self.link_dir.join(pin_name(interface, program))
     }
 
-    fn unpin(&self, pin: &Path) {
+    pub(super) fn unpin(&self, pin: &Path) {
         if let Err(error) = fs::remove_file(pin)
             && error.kind() != io::ErrorKind::NotFound
         {
             warn!(pin = %pin.display(), %error, "cannot remove a pinned link");
         }
     }
+}
+
+/// The name of a pin.
+fn pin_name(interface: &str, program: &str) -> String {
+    let interface = interface.replace('%', "%25").replace('.', "%2e");
+    format!("{interface}-{program}")
+}
+
+/// The interface and the program of a pin's name, if it is such a pin.
+fn parse_pin(name: &str) -> Option<(String, &'static str)> {
+    programs::ALL.iter().find_map(|program| {
+        let interface = name.strip_suffix(program)?.strip_suffix('-')?;
+        let interface = interface.replace("%2e", ".").replace("%25", "%");
+        Some((interface, *program))
+    })
 }
 
 fn attach_tcx(
@@ -250,20 +344,21 @@ fn attach_clsact(
     program: &mut SchedClassifier,
     interface: &str,
     direction: TcAttachType,
+    handle: TcHandle,
 ) -> Result<(), String> {
     if let Err(error) = tc::qdisc_add_clsact(interface)
-        && !exists(&error)
+        && !is(&error, libc::EEXIST)
     {
         return Err(chain(&error));
     }
     let options = TcAttachOptions::Netlink(NlOptions {
         priority: PRIORITY,
-        handle: HANDLE,
+        handle,
         classid: None,
     });
     let id = match program.attach_with_options(interface, direction, options) {
-        Err(ProgramError::TcError(error)) if exists(&error) => {
-            let there = SchedClassifierLink::attached(interface, direction, PRIORITY, HANDLE, None)
+        Err(ProgramError::TcError(error)) if is(&error, libc::EEXIST) => {
+            let there = SchedClassifierLink::attached(interface, direction, PRIORITY, handle, None)
                 .map_err(|error| error.to_string())?;
             program.attach_to_link(there)
         }
@@ -276,15 +371,32 @@ fn attach_clsact(
     Ok(())
 }
 
-fn exists(error: &TcError) -> bool {
+/// Whether the kernel's answer was this error number.
+fn is(error: &TcError, errno: i32) -> bool {
     let mut source: Option<&dyn std::error::Error> = Some(error);
     while let Some(error) = source {
         if let Some(io) = error.downcast_ref::<io::Error>()
-            && io.raw_os_error() == Some(libc::EEXIST)
+            && io.raw_os_error() == Some(errno)
         {
             return true;
         }
         source = error.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pins_name_tells_interface_and_program() {
+        for interface in ["eth0", "bond0.100", "a-b", "50%", "%2e.", "weft_vxlan"] {
+            let name = pin_name(interface, programs::FROM_NETDEV);
+            assert!(!name.contains('.'), "{name}");
+            let parsed = parse_pin(&name);
+            assert_eq!(parsed, Some((interface.to_owned(), programs::FROM_NETDEV)));
+        }
+        assert_eq!(parse_pin("cgroup-connect4"), None);
+    }
 }

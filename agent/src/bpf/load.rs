@@ -6,12 +6,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Map, MapData, MapInfo};
-use aya::programs::{Program, SchedClassifier};
+use aya::programs::{CgroupSockAddr, Program, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use thiserror::Error;
 use tracing::{debug, info};
-use weft_abi::maps::{self, programs};
+use weft_abi::maps::{self, programs, sockets};
 
 use super::elf::DATAPATH;
 use crate::errors::chain;
@@ -126,12 +126,29 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
         })?;
         debug!(program = name, "loaded");
     }
+    let mut socket_programs = 0;
+    for name in sockets::ALL {
+        let Some(program) = ebpf.program_mut(name) else {
+            debug!(program = name, "the datapath does not have this program");
+            continue;
+        };
+        let program: &mut CgroupSockAddr = program.try_into().map_err(|_| LoadError::Missing {
+            kind: "socket program",
+            name,
+        })?;
+        program.load().map_err(|error| LoadError::Verifier {
+            name,
+            error: chain(&error),
+        })?;
+        socket_programs += 1;
+    }
     for name in maps::PINNED {
         if ebpf.map(name).is_none() {
             debug!(map = name, "the datapath does not use this map");
         }
     }
-    info!(pins = %options.map_dir.display(), programs = programs::ALL.len(), "datapath loaded");
+    info!(pins = %options.map_dir.display(), programs = programs::ALL.len(), socket_programs,
+        "datapath loaded");
     Ok(Loaded { ebpf })
 }
 
@@ -147,15 +164,23 @@ impl Loaded {
         &mut self.ebpf
     }
 
+    /// Whether there are programs for sockets.
+    pub fn has_socket_programs(&self) -> bool {
+        let there = |name: &&str| self.ebpf.program(name).is_some();
+        sockets::ALL.iter().any(there)
+    }
+
     /// The loaded programs.
     pub fn programs(&self) -> Vec<ProgramFacts> {
         self.ebpf
             .programs()
             .filter_map(|(name, program)| {
-                let Program::SchedClassifier(classifier) = program else {
-                    return None;
+                let info = match program {
+                    Program::SchedClassifier(classifier) => classifier.info(),
+                    Program::CgroupSockAddr(socket) => socket.info(),
+                    _ => return None,
                 };
-                let info = classifier.info().ok()?;
+                let info = info.ok()?;
                 Some(ProgramFacts {
                     name: name.to_owned(),
                     id: info.id(),

@@ -4,6 +4,7 @@
 //!   DATAPATH --[load]--> pinned maps <--[tables]-- desired contents
 //!                 |
 //!                 `----> programs --[attach]--> pinned links on interfaces
+//!                             |----[cgroup]--> pinned links on the node's root cgroup
 //!                             `-----[events]--> drops, debug traces
 //! ```
 //!
@@ -14,6 +15,7 @@
 //!   without a program.
 
 pub mod attach;
+pub mod cgroup;
 mod elf;
 pub mod events;
 pub mod load;

@@ -15,7 +15,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use serde::Serialize;
 use thiserror::Error;
 use weft_abi::addr::{Addr4, Addr6};
-use weft_abi::config::Config;
+use weft_abi::config::{Config, Uplink};
 use weft_abi::drop::{DropCount, DropReason};
 use weft_abi::endpoint::{Bandwidth, Bucket, Endpoint};
 use weft_abi::ipcache::IpcacheEntry;
@@ -71,6 +71,7 @@ pub struct Tables {
     policy: Lpm<PolicyKey, PolicyVerdict>,
     slots: Hash<SlotKey, Slot>,
     bandwidth: Hash<u32, Bandwidth>,
+    uplinks: Hash<u32, Uplink>,
     config: Array<MapData, Config>,
     drops: PerCpuArray<MapData, DropCount>,
 }
@@ -144,6 +145,7 @@ impl Tables {
             policy: Lpm::open(loaded, "policy")?,
             slots: Hash::open(loaded, "slots")?,
             bandwidth: Hash::open(loaded, "bandwidth")?,
+            uplinks: Hash::open(loaded, "uplinks")?,
             config: Array::try_from(config).map_err(|error| open_failed("config", &error))?,
             drops: PerCpuArray::try_from(drops).map_err(|error| open_failed("drops", &error))?,
         })
@@ -245,6 +247,35 @@ impl Tables {
         self.config
             .set(0, config, 0)
             .map_err(|error| kernel("config", "write to", &error))
+    }
+
+    /// The uplinks that the datapath knows, by index.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn uplinks(&self) -> Result<BTreeMap<u32, Uplink>, TableError> {
+        self.uplinks.read()
+    }
+
+    /// Makes the uplinks equal to the wanted ones; `current` gets what was written.
+    ///
+    /// # Errors
+    ///
+    /// The first entry that the kernel refused.
+    pub fn set_uplinks(
+        &mut self,
+        wanted: &BTreeMap<u32, Uplink>,
+        current: &mut BTreeMap<u32, Uplink>,
+    ) -> Result<(), TableError> {
+        let put = wanted
+            .iter()
+            .filter(|(index, uplink)| current.get(index) != Some(uplink));
+        let put: Vec<_> = put.map(|(index, uplink)| (*index, *uplink)).collect();
+        self.uplinks.write(&Writes::Put(put), current)?;
+        let gone = current.keys().filter(|index| !wanted.contains_key(index));
+        let gone: Vec<_> = gone.copied().collect();
+        self.uplinks.write(&Writes::Delete(gone), current)
     }
 
     /// Drops by reason, summed over the CPUs; reasons without drops are left out.

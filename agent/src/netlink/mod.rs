@@ -5,8 +5,11 @@
 //!    |-- [overlay]   the VXLAN device
 //!    |-- [routes]    routes to the other nodes' pods: dump, diff, apply
 //!    |-- [veth]      a pod's interface pair, both ends
-//!    `-- [uplink]    which interface carries the node's address, and its MTU
+//!    |-- [uplinks]   by which interfaces packets leave the node, their MTUs and addresses
+//!    |-- [qdisc]     whether an uplink sends packets at their departure times
+//!    `-- [monitor]   tells when somebody changes any of it
 //!  [filters], [look], [ours]   what there is, for checks and cleanup
+//!  [filters], [look]   what there is, for checks and cleanup
 //!  [sysctl]    the kernel settings that forwarding needs
 //! ```
 //!
@@ -15,13 +18,15 @@
 
 pub mod filters;
 pub mod look;
+pub mod monitor;
 pub mod netns;
 pub mod ours;
 pub mod overlay;
+pub mod qdisc;
 pub mod routes;
 pub mod socket;
 pub mod sysctl;
-pub mod uplink;
+pub mod uplinks;
 pub mod veth;
 
 pub use netns::NetNs;

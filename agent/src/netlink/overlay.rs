@@ -18,8 +18,11 @@ pub const DEVICE: &str = "weft_vxlan";
 pub const PORT: u16 = 4789;
 /// The overlay's network identifier.
 pub const VNI: u32 = 1;
-/// What the outer headers take of the uplink's MTU, in bytes: Ethernet, VXLAN, UDP, IPv4.
-pub const OVERHEAD: u32 = 14 + 8 + 8 + 20;
+/// What the outer headers take of the uplink's MTU over an IPv4 underlay, in bytes: Ethernet, VXLAN,
+/// UDP, IPv4.
+pub const OVERHEAD_V4: u32 = 14 + 8 + 8 + 20;
+/// The same over an IPv6 underlay.
+pub const OVERHEAD_V6: u32 = 14 + 8 + 8 + 40;
 
 const SETTINGS: Vxlan = Vxlan {
     port: PORT,
@@ -27,7 +30,8 @@ const SETTINGS: Vxlan = Vxlan {
     learning: false,
 };
 
-/// Makes the device as it must be, or repairs the one that is there.
+/// Makes the device as it must be, or repairs the one that is there. It is not set up yet: no packet
+/// may pass it without programs. See [`activate`].
 ///
 /// # Errors
 ///
@@ -60,12 +64,21 @@ pub async fn ensure(netlink: &Netlink, mtu: u32) -> Result<Link, NetlinkError> {
             .build();
         netlink.set_link(DEVICE, change).await?;
     }
-    if !link.up {
-        netlink.no_automatic_ipv6(&link).await;
-        sysctl::relax_reverse_path(DEVICE);
-        netlink.set_up(&link).await?;
-    }
     netlink.link(DEVICE).await
+}
+
+/// Sets the device up, if it is not. Call it with the datapath attached.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub async fn activate(netlink: &Netlink, link: &Link) -> Result<(), NetlinkError> {
+    if link.up {
+        return Ok(());
+    }
+    netlink.no_automatic_ipv6(link).await;
+    sysctl::relax_reverse_path(DEVICE);
+    netlink.set_up(link).await
 }
 
 fn message(mtu: u32) -> LinkMessage {

@@ -5,9 +5,11 @@ use std::io;
 use std::net::IpAddr;
 
 use futures::TryStreamExt as _;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket};
+use nix::{getsockopt_impl, sockopt_impl};
 use rtnetlink::packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVxlan, LinkAttribute,
-    LinkFlags, LinkInfo, LinkMessage,
+    LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
 use rtnetlink::{Handle, LinkUnspec};
 use thiserror::Error;
@@ -56,6 +58,12 @@ pub struct Link {
     pub up: bool,
     /// Whether it does without ARP.
     pub noarp: bool,
+    /// Whether its packets have Ethernet headers.
+    pub ethernet: bool,
+    /// Whether it is a loopback.
+    pub loopback: bool,
+    /// The interface that it is a port of: a bridge, a bond, ...
+    pub master: Option<u32>,
     /// Its kind: `veth`, `vxlan`, ...; empty for physical ones.
     pub kind: String,
     /// The settings of a VXLAN device that cannot be changed later.
@@ -247,6 +255,16 @@ impl Netlink {
         }
     }
 
+    /// Gives an interface another MTU, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub async fn set_mtu(&self, link: &Link, mtu: u32) -> Result<(), NetlinkError> {
+        let message = LinkUnspec::new_with_index(link.index).mtu(mtu).build();
+        self.set_link(&link.name, message).await
+    }
+
     /// Makes a neighbour permanent, or replaces one.
     ///
     /// # Errors
@@ -276,6 +294,8 @@ impl From<&LinkMessage> for Link {
             index: message.header.index,
             up: flags.contains(LinkFlags::Up),
             noarp: flags.contains(LinkFlags::Noarp),
+            ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+            loopback: flags.contains(LinkFlags::Loopback),
             ..Self::default()
         };
         for attribute in &message.attributes {
@@ -283,6 +303,7 @@ impl From<&LinkMessage> for Link {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Address(mac) => link.mac.clone_from(mac),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::Controller(index) => link.master = Some(*index),
                 LinkAttribute::LinkInfo(infos) => link.read_info(infos),
                 _ => {}
             }
@@ -315,6 +336,33 @@ impl Link {
         }
     }
 }
+
+/// The cookie of the network namespace that the calling thread is in.
+///
+/// # Errors
+///
+/// When the kernel has none for namespaces (before 5.14).
+pub fn netns_cookie() -> io::Result<u64> {
+    let socket = socket(
+        AddressFamily::Unix,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    Ok(getsockopt(&socket, NetnsCookie)?)
+}
+
+/// `include/uapi/asm-generic/socket.h`.
+const SO_NETNS_COOKIE: i32 = 71;
+
+sockopt_impl!(
+    /// The cookie of a socket's network namespace.
+    NetnsCookie,
+    GetOnly,
+    libc::SOL_SOCKET,
+    SO_NETNS_COOKIE,
+    u64
+);
 
 /// The error with what was asked.
 pub(super) fn failed(what: impl Into<String>, error: rtnetlink::Error) -> NetlinkError {

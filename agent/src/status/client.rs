@@ -191,8 +191,38 @@ fn status(answer: &Value) -> String {
     if let Some(error) = applied["error"].as_str() {
         line("Failure", error.to_owned());
     }
+    let network = &answer["network"];
+    line(
+        "Routing",
+        format!(
+            "{}; underlay {}; overlay MTU {}",
+            cell(&network["routing"]),
+            cell(&network["underlay"]),
+            cell(&network["overlay_mtu"]),
+        ),
+    );
+    let masquerade = &network["masquerade"];
+    line(
+        "Masquerade",
+        if masquerade["families"].as_array().is_none_or(Vec::is_empty) {
+            "off".to_owned()
+        } else {
+            format!(
+                "{}; ports {}; not to {}",
+                cell(&masquerade["families"]),
+                cell(&masquerade["ports"]),
+                cell(&masquerade["except"]),
+            )
+        },
+    );
+    line("Bandwidth", cell(&network["bandwidth"]));
+    line("Sockets", cell(&answer["sockets"]));
     line("Attachment", cell(&answer["attachment"]));
     line("Pins", cell(&answer["pins"]));
+    let uplinks = table(
+        &["UPLINK", "IPV4", "IPV6", "MTU"],
+        rows(&network["uplinks"], &["name", "v4", "v6", "mtu"]),
+    );
     let watches = api["watches"].as_object().into_iter().flatten();
     let watches = watches.map(|(kind, watch)| {
         let state = if watch["connected"] == true {
@@ -221,7 +251,7 @@ fn status(answer: &Value) -> String {
         &["PROGRAM", "ID", "VERIFIED INSTRUCTIONS"],
         rows(&answer["programs"], &["name", "id", "verified"]),
     );
-    let _ = write!(out, "\n{watches}\n{maps}\n{programs}");
+    let _ = write!(out, "\n{uplinks}\n{watches}\n{maps}\n{programs}");
     let warnings = answer["warnings"]
         .as_array()
         .map(Vec::as_slice)

@@ -15,10 +15,11 @@ use weft_abi::policy::{
 use weft_core::compile::Desired;
 use weft_core::contents::{Contents, FamilyTables, LpmKey};
 use weft_core::family::Address;
-use weft_core::model::ClusterState;
+use weft_core::model::{ClusterState, Routing};
 
 use super::Query;
 use crate::bpf::events::{DropLog, DroppedPacket};
+use crate::node::NodeNetwork;
 use crate::reconcile::{Maps, Shared};
 
 /// How many of the last drops are told.
@@ -39,9 +40,13 @@ fn status(shared: &Shared) -> Value {
     let network = shared.node.borrow().clone();
     let applied = shared.applied.borrow().clone();
     let watches = shared.cluster.watches();
-    let (programs, mode) = {
+    let (programs, mode, sockets) = {
         let attacher = shared.attacher();
-        (attacher.loaded().programs(), attacher.mode())
+        (
+            attacher.loaded().programs(),
+            attacher.mode(),
+            attacher.attached_sockets(),
+        )
     };
     let (pools, addresses, outside) = {
         let ipam = shared.ipam();
@@ -55,6 +60,7 @@ fn status(shared: &Shared) -> Value {
         .collect();
     let maps = shared.maps();
     warnings.extend(maps.desired.warnings.iter().map(ToString::to_string));
+    warnings.extend(network.iter().flat_map(|network| network.problems.clone()));
     let endpoints = shared.endpoints.all();
     let ready = endpoints
         .iter()
@@ -67,6 +73,8 @@ fn status(shared: &Shared) -> Value {
         "healthy": applied.complete && applied.clean,
         "address": network.as_ref().map(|network| network.facts.address),
         "mtu": network.as_ref().map(|network| network.mtu),
+        "network": network.as_ref().map(|network| network_report(shared, network)),
+        "sockets": sockets,
         "pod_networks": pools.iter().map(|usage| usage.pool).collect::<Vec<_>>(),
         "addresses": pools,
         "addresses_in_use": addresses,
@@ -84,6 +92,30 @@ fn status(shared: &Shared) -> Value {
         "pins": shared.config.map_dir(),
         "maps": maps.tables.fill(&maps.mirror),
         "warnings": warnings,
+    })
+}
+
+fn network_report(shared: &Shared, network: &NodeNetwork) -> Value {
+    let masquerade = shared.config.masquerade;
+    let families = [(masquerade.v4, "ipv4"), (masquerade.v6, "ipv6")];
+    let families = families.into_iter().filter(|(on, _)| *on);
+    let underlay = network.facts.address;
+    let first = if underlay.is_ipv4() { "ipv4" } else { "ipv6" };
+    let second = (underlay.is_ipv4() && network.ipv6_tunnels).then_some("ipv6");
+    let underlay: Vec<_> = [first].into_iter().chain(second).collect();
+    let native = network.routing == Routing::Native;
+    json!({
+        "routing": if native { "native" } else { "vxlan" },
+        "addresses": network.facts.addresses(),
+        "underlay": underlay,
+        "uplinks": network.uplinks,
+        "overlay_mtu": (!native).then_some(network.overlay_mtu),
+        "masquerade": {
+            "families": families.map(|(_, family)| family).collect::<Vec<_>>(),
+            "ports": format!("{}-{}", masquerade.first_port, masquerade.last_port),
+            "except": shared.config.settings.non_masquerade,
+        },
+        "bandwidth": if network.departure_times { "departure times" } else { "bucket" },
     })
 }
 
