@@ -202,6 +202,27 @@ pub fn hold<F: Family>(skb: &Skb) -> Result<Action, Drop> {
     Ok(fragments::hold::<F>(skb, &work.packet).unwrap_or(Action::Pass))
 }
 
+/// The first fragment of a datagram may pass: the others may follow it, those that wait at once.
+///
+/// Not before: what a stranger sends in somebody's name says nothing about the others.
+#[inline(always)]
+pub fn others<F: Family, const POINT: u8>(skb: &Skb) -> Result<(), Drop> {
+    scratch::<F>()?.point = POINT;
+    let _ = F::follow(skb).unpack()?;
+    Ok(())
+}
+
+/// See [`others`].
+#[inline(always)]
+pub fn follow<F: Family>(skb: &Skb) -> Result<Action, Drop> {
+    let work = scratch::<F>()?;
+    fragments::remember::<F>(&work.packet);
+    if work.point != POINT_TO_CONTAINER {
+        fragments::resume::<F>(skb, &work.packet)?;
+    }
+    Ok(Action::Pass)
+}
+
 /// Where a packet is parsed into. Not onto the stack, whose contents the verifier knows so well that it
 /// walks what follows once for every kind of packet.
 #[inline(always)]
@@ -321,11 +342,11 @@ pub fn choose<F: Family>(skb: &Skb) -> Result<Action, Drop> {
     // 4.
     work.destination.locate::<F>(client, config);
     if work.point == POINT_FROM_NETDEV {
-        if !work.destination.is_endpoint() && work.destination.kind != KIND_LOCAL_POD {
+        let ours = work.destination.is_endpoint() || work.destination.kind == KIND_LOCAL_POD;
+        if !ours || !check_uplink(skb, &mut work.source)? {
             work.fate = Fate::NotOurs;
             return Ok(Action::Pass);
         }
-        check_uplink(skb, &mut work.source)?;
     }
     check_destination(skb, config, work)?;
     Ok(Action::Pass)
@@ -414,9 +435,10 @@ fn origin<F: Family>(skb: &Skb, config: &Config, work: &mut Work<F::Addr>) -> Re
     }
 }
 /// What arrived at an uplink must have come from where its source is: not from one of this node's
-/// addresses, and not from a pod to which the overlay leads.
+/// addresses, and not from a pod to which the overlay leads. Returns whether the interface is an
+/// uplink: until the agent says so, and when it does no more, the host stack goes on as it did.
 #[inline(always)]
-fn check_uplink(skb: &Skb, end: &mut End) -> Result<(), Drop> {
+fn check_uplink(skb: &Skb, end: &mut End) -> Result<bool, Drop> {
     let elsewhere = end.is_endpoint()
         || end.kind == KIND_HOST
         || end.kind == KIND_LOCAL_POD
@@ -428,9 +450,9 @@ fn check_uplink(skb: &Skb, end: &mut End) -> Result<(), Drop> {
     match addresses::uplink(ifindex) {
         Some(uplink) => {
             end.set_uplink(ifindex, uplink);
-            Ok(())
+            Ok(true)
         }
-        None => Err(Drop::because(DropReason::NotConfigured)),
+        None => Ok(false),
     }
 }
 
@@ -827,11 +849,10 @@ pub fn relate<F: Family>(skb: &Skb) -> Result<Action, Drop> {
     work.destination
         .locate::<F>(packet.tuple.destination, config);
     if work.point == POINT_FROM_NETDEV {
-        if !work.destination.is_endpoint() {
+        if !work.destination.is_endpoint() || !check_uplink(skb, &mut work.source)? {
             work.fate = Fate::NotOurs;
             return Ok(Action::Pass);
         }
-        check_uplink(skb, &mut work.source)?;
     }
     check_destination(skb, config, work)?;
     Ok(Action::Pass)

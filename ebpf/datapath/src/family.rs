@@ -108,6 +108,8 @@ pub trait Family {
 
     /// Keeps a fragment until its datagram's first one comes.
     fn hold(skb: &Skb) -> Outcome;
+    /// Lets the other fragments follow a first one.
+    fn follow(skb: &Skb) -> Outcome;
     /// Step 1 of [`crate::decide`].
     fn begin(skb: &Skb) -> Outcome;
     /// Step 2.

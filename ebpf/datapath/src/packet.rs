@@ -151,7 +151,6 @@ impl<A> Packet<A> {
         if let Part::First(id) = part {
             self.datagram = id;
             self.signals |= FIRST;
-            fragments::remember::<F>(self);
         }
         Ok(())
     }

@@ -18,13 +18,13 @@ use weft_abi::{
 
 use crate::{
     addresses, clock, config,
-    decide::{decide, scratch_packet, wait},
+    decide::{decide, others, scratch_packet, wait},
     deliver::{Delivery, deliver, write_macs},
     drops::Drop,
     family::{Family, V4, V6},
-    flows, fragments,
+    flows,
     outcome::Outcome,
-    packet::{ERROR, FIRST, Packet},
+    packet::{ERROR, FIRST, LATER, Packet},
     rewrite::rewrite,
     services,
     skb::{Action, Skb},
@@ -91,9 +91,6 @@ fn forward<F: Family, const POINT: u8>(skb: &Skb, config: &Config) -> Result<Act
         parsed => parsed?,
     }
     let packet = &*packet;
-    if packet.has(FIRST) && POINT != POINT_TO_CONTAINER {
-        fragments::resume::<F>(skb, packet)?;
-    }
     let (key, from) = flows::key::<F>(&packet.tuple, packet.protocol);
     let now = clock::now();
     let delivery = if !packet.has(ERROR)
@@ -110,15 +107,35 @@ fn forward<F: Family, const POINT: u8>(skb: &Skb, config: &Config) -> Result<Act
             to: &flow.sides[1 - from],
         }
     } else {
-        if POINT == POINT_FROM_NETDEV && !is_ours::<F>(packet, &key) {
-            return Ok(Action::Pass);
-        }
-        match decide::<F, POINT>(skb, packet)? {
+        let decided = if POINT == POINT_FROM_NETDEV && !is_ours::<F>(packet, &key) {
+            None
+        } else {
+            decide::<F, POINT>(skb, packet)?
+        };
+        match decided {
             Some(delivery) => delivery,
-            None => return Ok(Action::Pass),
+            None => return not_ours::<F, POINT>(skb, packet),
         }
     };
+    if packet.has(FIRST) {
+        others::<F, POINT>(skb)?;
+    }
     deliver::<F, POINT>(skb, packet, &delivery, config)
+}
+
+/// What is none of Weft's business goes on as it came.
+#[inline(always)]
+fn not_ours<F: Family, const POINT: u8>(
+    skb: &Skb,
+    packet: &Packet<F::Addr>,
+) -> Result<Action, Drop> {
+    if packet.has(FIRST) {
+        others::<F, POINT>(skb)?;
+    }
+    if packet.has(LATER) && skb.mark() == MARK_RESUMED {
+        skb.set_mark(0);
+    }
+    Ok(Action::Pass)
 }
 
 /// Whether the packet came from where its side of the flow is, in the direction that this entry

@@ -43,6 +43,7 @@ const MORE_FRAGMENTS: u16 = 0x2000;
 
 steps! {
     hold: hold4 = decide::hold::<V4>;
+    follow: follow4 = decide::follow::<V4>;
     begin: begin4 = decide::begin::<V4>;
     recognise: recognise4 = decide::recognise::<V4>;
     choose: choose4 = decide::choose::<V4>;
@@ -280,6 +281,7 @@ impl Family for V4 {
     table_methods!();
     step_methods! {
         hold: hold4;
+        follow: follow4;
         begin: begin4;
         recognise: recognise4;
         choose: choose4;

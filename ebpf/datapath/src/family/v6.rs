@@ -40,6 +40,7 @@ tables!(
 
 steps! {
     hold: hold6 = decide::hold::<V6>;
+    follow: follow6 = decide::follow::<V6>;
     begin: begin6 = decide::begin::<V6>;
     recognise: recognise6 = decide::recognise::<V6>;
     choose: choose6 = decide::choose::<V6>;
@@ -389,6 +390,7 @@ impl Family for V6 {
     table_methods!();
     step_methods! {
         hold: hold6;
+        follow: follow6;
         begin: begin6;
         recognise: recognise6;
         choose: choose6;
