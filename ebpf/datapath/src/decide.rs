@@ -12,7 +12,10 @@
 //! Nothing is remembered of a packet that is dropped: the next one is judged afresh. What arrives at
 //! an uplink and is none of Weft's business goes on to the host stack as it came.
 
-use aya_ebpf::{bindings::bpf_fib_lookup, helpers::bpf_get_prandom_u32};
+use aya_ebpf::{
+    bindings::{bpf_fib_lookup, bpf_sock_tuple},
+    helpers::bpf_get_prandom_u32,
+};
 use aya_log_ebpf::debug;
 use weft_abi::{
     config::Config,
@@ -102,6 +105,8 @@ pub struct Work<A> {
     outer: Tuple<A>,
     /// What the kernel is asked about routes.
     fib: bpf_fib_lookup,
+    /// What the kernel is asked about sockets.
+    socket: bpf_sock_tuple,
 }
 
 /// What comes of a packet that may pass.
@@ -747,7 +752,7 @@ pub fn claim_port<F: Family>(skb: &Skb) -> Result<Action, Drop> {
         // Another CPU may find it as well: who inserts first has it.
         flows::remove::<F>(&key);
     }
-    if work.masquerade && route::held_by_socket::<F>(skb, &work.real, protocol) {
+    if work.masquerade && route::held_by_socket::<F>(skb, &work.real, protocol, &mut work.socket) {
         return Ok(Action::Pass);
     }
     fill_back(work, from);

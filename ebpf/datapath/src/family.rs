@@ -103,8 +103,8 @@ pub trait Family {
     fn uplink_address(uplink: &Uplink) -> Option<Self::Addr>;
     /// Fills in who wants to go where.
     fn fib_addresses(params: &mut bpf_fib_lookup, source: Self::Addr, destination: Self::Addr);
-    /// The tuple as a socket lookup takes it, and its size in bytes.
-    fn sock_tuple(tuple: &Tuple<Self::Addr>) -> (bpf_sock_tuple, u32);
+    /// The tuple of what answers `tuple`, as a socket lookup takes it; returns its size in bytes.
+    fn answering_socket(tuple: &Tuple<Self::Addr>, socket: &mut bpf_sock_tuple) -> u32;
 
     /// Keeps a fragment until its datagram's first one comes.
     fn hold(skb: &Skb) -> Outcome;

@@ -42,29 +42,32 @@ mod idle {
 /// The key of a packet's flow, and the side (`LOW` or `HIGH`) that the packet comes from.
 #[inline(always)]
 pub fn key<F: Family>(tuple: &Tuple<F::Addr>, protocol: u8) -> (FlowKey<F::Addr>, usize) {
-    let (source, destination) = (tuple.source, tuple.destination);
-    let (source_port, destination_port) = (tuple.source_port, tuple.destination_port);
-    if F::sorts_first(source, source_port, destination, destination_port) {
-        let key = FlowKey {
-            low: source,
-            high: destination,
-            low_port: source_port,
-            high_port: destination_port,
-            protocol,
-            reserved: [0; 3],
-        };
-        (key, LOW)
+    let first = F::sorts_first(
+        tuple.source,
+        tuple.source_port,
+        tuple.destination,
+        tuple.destination_port,
+    );
+    // One key, filled in by halves: two that are made whole would take the stack of two.
+    let (low, high) = if first {
+        (&tuple.source, &tuple.destination)
     } else {
-        let key = FlowKey {
-            low: destination,
-            high: source,
-            low_port: destination_port,
-            high_port: source_port,
-            protocol,
-            reserved: [0; 3],
-        };
-        (key, HIGH)
-    }
+        (&tuple.destination, &tuple.source)
+    };
+    let (low_port, high_port) = if first {
+        (tuple.source_port, tuple.destination_port)
+    } else {
+        (tuple.destination_port, tuple.source_port)
+    };
+    let key = FlowKey {
+        low: *low,
+        high: *high,
+        low_port,
+        high_port,
+        protocol,
+        reserved: [0; 3],
+    };
+    (key, if first { LOW } else { HIGH })
 }
 
 /// The tuple of the opposite direction.
@@ -209,6 +212,17 @@ pub fn refresh<F: Family>(
     if !translated || !(ends || crosses_beat(now, then)) {
         return true;
     }
+    visit_twin::<F>(flow, packet, from, now)
+}
+
+/// See [`refresh`]. A function of its own, because it is rare and takes stack.
+#[inline(never)]
+fn visit_twin<F: Family>(
+    flow: &mut Flow<F::Addr>,
+    packet: &Packet<F::Addr>,
+    from: usize,
+    now: u32,
+) -> bool {
     let (key, _) = key::<F>(&flow.xlat, packet.protocol);
     let Some(twin) = lookup::<F>(&key) else {
         return false;

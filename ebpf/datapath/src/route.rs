@@ -3,14 +3,13 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::bpf_fib_lookup,
+    bindings::{bpf_fib_lookup, bpf_sock_tuple},
     helpers::{bpf_fib_lookup as fib_lookup, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release},
 };
 use weft_abi::flow::Tuple;
 
 use crate::{
     family::Family,
-    flows,
     packet::protocol,
     skb::{self, Skb},
 };
@@ -46,22 +45,31 @@ pub fn interface<F: Family>(
 }
 
 /// Whether a socket of the node would take a packet that answers `tuple`: then its source port is
-/// no port to masquerade with.
+/// no port to masquerade with. `socket` is scratch space.
 #[inline(always)]
-pub fn held_by_socket<F: Family>(skb: &Skb, tuple: &Tuple<F::Addr>, protocol: u8) -> bool {
-    let (mut sock, size) = F::sock_tuple(&flows::reversed(tuple));
+pub fn held_by_socket<F: Family>(
+    skb: &Skb,
+    tuple: &Tuple<F::Addr>,
+    protocol: u8,
+    socket: &mut bpf_sock_tuple,
+) -> bool {
+    let size = F::answering_socket(tuple, socket);
     let context = skb.ctx().as_ptr();
-    let socket = match protocol {
-        // SAFETY: the pointer and size describe `sock`; the reference is released below.
-        protocol::TCP => unsafe { bpf_sk_lookup_tcp(context, &raw mut sock, size, THIS_NODE, 0) },
+    let found = match protocol {
+        // SAFETY: the pointer and size describe `socket`; the reference is released below.
+        protocol::TCP => unsafe {
+            bpf_sk_lookup_tcp(context, &raw mut *socket, size, THIS_NODE, 0)
+        },
         // SAFETY: as above.
-        protocol::UDP => unsafe { bpf_sk_lookup_udp(context, &raw mut sock, size, THIS_NODE, 0) },
+        protocol::UDP => unsafe {
+            bpf_sk_lookup_udp(context, &raw mut *socket, size, THIS_NODE, 0)
+        },
         _ => return false,
     };
-    if socket.is_null() {
+    if found.is_null() {
         return false;
     }
     // SAFETY: a socket that was just looked up, and is not used any more.
-    let _ = unsafe { bpf_sk_release(socket.cast()) };
+    let _ = unsafe { bpf_sk_release(found.cast()) };
     true
 }

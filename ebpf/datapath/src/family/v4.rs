@@ -266,16 +266,14 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn sock_tuple(tuple: &Tuple<Addr4>) -> (bpf_sock_tuple, u32) {
-        let mut sock = crate::skb::zeroed::<bpf_sock_tuple>();
-        sock.__bindgen_anon_1.ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
-            saddr: u32::from_ne_bytes(tuple.source.octets),
-            daddr: u32::from_ne_bytes(tuple.destination.octets),
-            sport: tuple.source_port.to_be(),
-            dport: tuple.destination_port.to_be(),
+    fn answering_socket(tuple: &Tuple<Addr4>, socket: &mut bpf_sock_tuple) -> u32 {
+        socket.__bindgen_anon_1.ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+            saddr: u32::from_ne_bytes(tuple.destination.octets),
+            daddr: u32::from_ne_bytes(tuple.source.octets),
+            sport: tuple.destination_port.to_be(),
+            dport: tuple.source_port.to_be(),
         };
-        let size = size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>();
-        (sock, size as u32)
+        size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>() as u32
     }
 
     table_methods!();

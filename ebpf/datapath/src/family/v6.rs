@@ -375,16 +375,14 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn sock_tuple(tuple: &Tuple<Addr6>) -> (bpf_sock_tuple, u32) {
-        let mut sock = crate::skb::zeroed::<bpf_sock_tuple>();
-        sock.__bindgen_anon_1.ipv6 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
-            saddr: words(tuple.source),
-            daddr: words(tuple.destination),
-            sport: tuple.source_port.to_be(),
-            dport: tuple.destination_port.to_be(),
+    fn answering_socket(tuple: &Tuple<Addr6>, socket: &mut bpf_sock_tuple) -> u32 {
+        socket.__bindgen_anon_1.ipv6 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
+            saddr: words(tuple.destination),
+            daddr: words(tuple.source),
+            sport: tuple.destination_port.to_be(),
+            dport: tuple.source_port.to_be(),
         };
-        let size = size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2>();
-        (sock, size as u32)
+        size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2>() as u32
     }
 
     table_methods!();
