@@ -213,13 +213,13 @@ extern "C" fn hold_fragment(context: *mut __sk_buff) -> u64 {
         place.index = index;
         index += 1;
         // SAFETY: read at once and not kept.
-        let stale = match unsafe { HELD_FRAGMENTS.get(&*place) } {
+        let stale = match unsafe { HELD_FRAGMENTS.get(*place) } {
             Some(old) => copy.seen.wrapping_sub(old.seen) > LIFETIME,
             None => true,
         };
         let flags = if stale { BPF_ANY } else { BPF_NOEXIST };
         if HELD_FRAGMENTS
-            .insert(&*place, &*copy, u64::from(flags))
+            .insert(*place, &*copy, u64::from(flags))
             .is_ok()
         {
             return 1;
@@ -276,7 +276,7 @@ extern "C" fn resume_fragments(context: *mut __sk_buff) -> u64 {
         index += 1;
         // SAFETY: an entry that is replaced meanwhile yields another fragment's bytes, or mixed ones,
         // which its receiver's checksum finds.
-        let Some(held) = (unsafe { HELD_FRAGMENTS.get(&*place) }) else {
+        let Some(held) = (unsafe { HELD_FRAGMENTS.get(*place) }) else {
             continue;
         };
         if !changed && !copy_from(&skb, own) {
@@ -289,7 +289,7 @@ extern "C" fn resume_fragments(context: *mut __sk_buff) -> u64 {
                 .ctx()
                 .clone_redirect(skb.ifindex(), u64::from(BPF_F_INGRESS));
         }
-        let _ = HELD_FRAGMENTS.remove(&*place);
+        let _ = HELD_FRAGMENTS.remove(*place);
     }
     if !changed {
         return 0;
