@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use aya::programs::links::Link as _;
+use aya::programs::links::{FdLink, Link as _, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcHandle};
 use aya::programs::{SchedClassifier, TcAttachType};
 use nix::mount::{MsFlags, mount};
@@ -21,6 +21,7 @@ use weft_abi::ipcache::IpcacheEntry;
 use weft_abi::maps;
 use weft_abi::service::{Frontend, FrontendKey};
 use weft_agent::bpf::attach::Attacher;
+use weft_agent::bpf::cgroup;
 use weft_agent::bpf::load::{self, LoadError, Loaded, Options};
 use weft_agent::bpf::tables::{TableError, Tables};
 use weft_agent::cli::AttachMode;
@@ -315,6 +316,128 @@ fn the_next_agent_swaps_its_programs_into_the_links() {
                 .contains("from_container to interface nowhere"),
             "{error}"
         );
+    });
+}
+
+#[test]
+fn uplinks_get_programs_keep_them_and_lose_them() {
+    on_a_node(|bpffs| {
+        // The BPF file system takes no dots, which VLAN interfaces have.
+        for interface in ["eth0", "eth0.100"] {
+            make_interface(interface);
+        }
+        let names = |attacher: &Attacher| attacher.pinned_uplinks().into_iter().collect::<Vec<_>>();
+        let mut first = bpffs.attacher(AttachMode::Tcx);
+        for interface in ["eth0", "eth0.100"] {
+            first.attach_uplink(interface).expect("attaches");
+        }
+        let before = attached("eth0.100", TcAttachType::Ingress);
+        assert_eq!(before.len(), 1);
+        assert_eq!(attached("eth0.100", TcAttachType::Egress).len(), 1);
+        drop(first);
+        assert_eq!(attached("eth0.100", TcAttachType::Ingress), before);
+
+        let mut second = bpffs.attacher(AttachMode::Tcx);
+        assert_eq!(names(&second), ["eth0", "eth0.100"], "an earlier agent's");
+        second.attach_uplink("eth0.100").expect("swaps");
+        let after = attached("eth0.100", TcAttachType::Ingress);
+        assert_eq!(after.len(), 1);
+        assert_ne!(after, before);
+        second.sweep(&BTreeSet::new());
+        assert_eq!(names(&second).len(), 2, "interfaces that are there");
+
+        second.detach_uplink("eth0").expect("detaches");
+        wait_until(|| attached("eth0", TcAttachType::Ingress).is_empty());
+        wait_until(|| attached("eth0", TcAttachType::Egress).is_empty());
+        assert_eq!(attached("eth0.100", TcAttachType::Ingress), after);
+        second.detach_uplink("eth0").expect("nothing there is fine");
+        remove_interface("eth0.100");
+        second.sweep(&BTreeSet::new());
+        assert!(names(&second).is_empty());
+        second.detach_uplink("eth0.100").expect("gone is fine");
+    });
+}
+
+#[test]
+fn without_tcx_an_uplinks_filters_stand_beside_those_of_others() {
+    on_a_node(|bpffs| {
+        make_interface("eth0");
+        let mut others = bpffs.attacher(AttachMode::Clsact);
+        // Filters of the handle that somebody would most likely take.
+        others.attach_pod("eth0").expect("attaches");
+        let there = |handle: TcHandle| {
+            SchedClassifierLink::attached("eth0", TcAttachType::Ingress, 1, handle, None)
+                .expect("an interface")
+        };
+        let mut attacher = bpffs.attacher(AttachMode::Clsact);
+        for _ in 0..2 {
+            attacher.attach_uplink("eth0").expect("attaches");
+        }
+        attacher.detach_uplink("eth0").expect("detaches");
+        attacher
+            .detach_uplink("eth0")
+            .expect("nothing there is fine");
+        there(TcHandle::new(0, 0x5745)).detach().expect_err("gone");
+        there(TcHandle::new(0, 1)).detach().expect("another's");
+        make_interface("eth1");
+        attacher.detach_uplink("eth1").expect("no qdisc is fine");
+    });
+}
+
+/// A cgroup that ends with the test.
+struct Cgroup(PathBuf);
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn socket_programs_take_the_place_of_an_earlier_agents() {
+    on_a_node(|bpffs| {
+        let mut first = bpffs.attacher(AttachMode::Tcx);
+        let Some(root) = cgroup::find_root().expect("readable") else {
+            eprintln!("skipped: there is no cgroup2 file system");
+            return;
+        };
+        let cgroup = Cgroup(root.join(format!("weft-test-{}", std::process::id())));
+        fs::create_dir(&cgroup.0).expect("a cgroup");
+        assert!(cgroup::is_cgroup2(&cgroup.0));
+        assert!(!cgroup::is_cgroup2(&bpffs.root));
+        assert!(first.loaded().has_socket_programs());
+
+        let programs = || {
+            let pins = maps::sockets::ALL.iter().map(|program| {
+                let pin = bpffs.links().join(format!("cgroup-{program}"));
+                let link = FdLink::from(PinnedLink::from_pin(&pin).expect("pinned"));
+                (*program, link.info().expect("a link").program_id())
+            });
+            pins.collect::<BTreeMap<_, _>>()
+        };
+        first.attach_sockets(&cgroup.0).expect("attaches");
+        assert_eq!(first.attached_sockets(), maps::sockets::ALL);
+        let before = programs();
+        let pins = bpffs.pinned_links();
+        drop(first);
+        assert_eq!(programs(), before, "they go on without an agent");
+
+        // An agent that ended between its own pin and the earlier one's place.
+        let link = PinnedLink::from_pin(bpffs.links().join("cgroup-connect4")).expect("pinned");
+        FdLink::from(link)
+            .pin(bpffs.links().join("cgroup-connect4-new"))
+            .expect("pinned");
+        let mut second = bpffs.attacher(AttachMode::Tcx);
+        second.attach_sockets(&cgroup.0).expect("attaches");
+        let after = programs();
+        assert!(before.iter().all(|(name, id)| after[name] != *id));
+        assert_eq!(bpffs.pinned_links(), pins, "nothing is left over");
+
+        let error = second
+            .attach_sockets(Path::new("/proc"))
+            .expect_err("no cgroup");
+        assert!(error.to_string().contains("cgroup /proc"), "{error}");
+        assert_eq!(programs(), after);
     });
 }
 

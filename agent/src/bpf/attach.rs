@@ -12,11 +12,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use aya::programs::links::{FdLink, Link as _, LinkError, PinnedLink};
+use aya::programs::links::{FdLink, Link, LinkError, PinnedLink};
 use aya::programs::tc::{
-    self, NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcError, TcHandle,
+    self, NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcHandle,
 };
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier};
+use aya::programs::{LinkOrder, SchedClassifier};
 use aya::sys::SyscallError;
 use aya::util::KernelVersion;
 use nix::net::if_::if_nametoindex;
@@ -153,14 +153,12 @@ impl Attacher {
             }
             let there =
                 SchedClassifierLink::attached(interface, direction, PRIORITY, UPLINK_HANDLE, None);
-            let result =
-                there
-                    .map_err(|error| error.to_string())
-                    .and_then(|link| match link.detach() {
-                        Err(ProgramError::TcError(error)) if is(&error, libc::ENOENT) => Ok(()),
-                        Err(ProgramError::TcError(error)) if is(&error, libc::EINVAL) => Ok(()),
-                        result => result.map_err(|error| chain(&error)),
-                    });
+            let result = match there.map(Link::detach) {
+                // No filter, or no qdisc for any.
+                Ok(Err(error)) if is(&error, libc::ENOENT) || is(&error, libc::EINVAL) => Ok(()),
+                Ok(result) => result.map_err(|error| chain(&error)),
+                Err(error) => Err(error.to_string()),
+            };
             if let Err(error) = result
                 && if_nametoindex(interface).is_ok()
             {
@@ -357,7 +355,7 @@ fn attach_clsact(
         classid: None,
     });
     let id = match program.attach_with_options(interface, direction, options) {
-        Err(ProgramError::TcError(error)) if is(&error, libc::EEXIST) => {
+        Err(error) if is(&error, libc::EEXIST) => {
             let there = SchedClassifierLink::attached(interface, direction, PRIORITY, handle, None)
                 .map_err(|error| error.to_string())?;
             program.attach_to_link(there)
@@ -372,8 +370,8 @@ fn attach_clsact(
 }
 
 /// Whether the kernel's answer was this error number.
-fn is(error: &TcError, errno: i32) -> bool {
-    let mut source: Option<&dyn std::error::Error> = Some(error);
+fn is(error: &(dyn std::error::Error + 'static), errno: i32) -> bool {
+    let mut source = Some(error);
     while let Some(error) = source {
         if let Some(io) = error.downcast_ref::<io::Error>()
             && io.raw_os_error() == Some(errno)

@@ -100,9 +100,10 @@ impl Attacher {
 
 fn attach(program: &mut CgroupSockAddr, root: &Path, pin: &Path) -> Result<(), String> {
     let cgroup = File::open(root).map_err(|error| format!("opening the cgroup: {error}"))?;
-    // Others may have programs there as well.
+    // Links take no flags: others may have programs there as well (`cgroup_bpf_link_attach` in the
+    // kernel), which this mode only says for attachments without links.
     let id = program
-        .attach(cgroup, CgroupAttachMode::AllowMultiple)
+        .attach(cgroup, CgroupAttachMode::Single)
         .map_err(|error| chain(&error))?;
     let link = program.take_link(id).map_err(|error| chain(&error))?;
     let link: FdLink = link.try_into().map_err(|error: LinkError| chain(&error))?;
