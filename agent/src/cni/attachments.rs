@@ -194,7 +194,9 @@ impl Attachments {
             ));
         }
         if network.overlay != 0 {
-            match programs::missing_on_overlay(&self.netlink).await {
+            // A socket answers one listing at a time, and STATUS waits for nobody.
+            let netlink = Netlink::host().map_err(|error| netlink_error(&error))?;
+            match programs::missing_on_overlay(&netlink).await {
                 Ok(missing) if missing.is_empty() => {}
                 Ok(missing) => {
                     return unavailable(format!(
@@ -302,7 +304,7 @@ impl Attachments {
             &link,
             pair.mac,
             &addresses,
-            network.facts.address,
+            network.facts.addresses(),
         )
         .await
         .map_err(|error| netlink_error(&error))?;

@@ -110,7 +110,15 @@ impl Attachments {
         if !link.up {
             faults.push(format!("interface {} is down", link.name));
         }
-        match programs::missing_on_pod(&self.netlink, &record.interface).await {
+        // A socket answers one listing at a time, so each CHECK has its own.
+        let netlink = match Netlink::host() {
+            Ok(netlink) => netlink,
+            Err(error) => {
+                faults.push(error.to_string());
+                return;
+            }
+        };
+        match programs::missing_on_pod(&netlink, &record.interface).await {
             Ok(missing) => faults.extend(missing.into_iter().map(|program| {
                 format!(
                     "interface {} is without program {program}",
@@ -119,7 +127,7 @@ impl Attachments {
             })),
             Err(error) => faults.push(format!("{error:#}")),
         }
-        match look::at(&self.netlink, link.index).await {
+        match look::at(&netlink, link.index).await {
             Ok(end) => {
                 for address in &record.addresses {
                     if !end.has_route(IpNet::from(*address), None) {

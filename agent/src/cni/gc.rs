@@ -19,6 +19,7 @@ use super::adding::Collecting;
 use super::attachments::{Attachments, blocking, interface_of, owner};
 use super::restore;
 use crate::ipam::Owner;
+use crate::netlink::Netlink;
 
 impl Attachments {
     /// GC.
@@ -127,7 +128,12 @@ impl Attachments {
         valid: &BTreeSet<Owner>,
         errors: &mut Vec<String>,
     ) {
-        let links = match self.netlink.links().await {
+        // A socket answers one listing at a time; that of attachments is everybody's.
+        let links = match Netlink::host() {
+            Ok(netlink) => netlink.links().await,
+            Err(error) => Err(error),
+        };
+        let links = match links {
             Ok(links) => links,
             Err(error) => return errors.push(error.to_string()),
         };

@@ -39,7 +39,8 @@ impl End {
     }
 }
 
-/// Looks at an interface.
+/// Looks at an interface, over a socket that nobody else lists by: the kernel answers one listing of
+/// a socket at a time, and refuses others (`EBUSY`).
 ///
 /// # Errors
 ///
