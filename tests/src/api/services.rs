@@ -1,5 +1,7 @@
 //! Cluster addresses and node ports of Services, given at creation like the real API server does.
 
+mod families;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -151,7 +153,10 @@ impl Allocations {
             ));
             return;
         }
-        let Some(families) = self.families(spec, causes) else {
+        let cluster = &self.ranges.cidrs;
+        let cluster: Vec<bool> = cluster.iter().map(|range| range.addr().is_ipv4()).collect();
+        let before = old.filter(|old| text(old, "/spec/type") != "ExternalName");
+        let Some(families) = families::settle(spec, before, &cluster, causes) else {
             return;
         };
         if spec.get("clusterIP").is_some_and(|first| *first == "None") {
@@ -203,84 +208,6 @@ impl Allocations {
             list.first().cloned().unwrap_or_default().into(),
         );
         spec.insert("clusterIPs".to_owned(), json!(list));
-    }
-
-    /// Fills in families and their policy; the result says for each whether it is IPv4.
-    fn families(
-        &self,
-        spec: &mut Map<String, Value>,
-        causes: &mut Vec<Cause>,
-    ) -> Option<Vec<bool>> {
-        let cluster: Vec<bool> = self
-            .ranges
-            .cidrs
-            .iter()
-            .map(|r| r.addr().is_ipv4())
-            .collect();
-        let mut families: Vec<bool> = Vec::new();
-        for family in spec
-            .get("ipFamilies")
-            .map(|f| items(f, ""))
-            .unwrap_or_default()
-        {
-            families.push(family == "IPv4");
-        }
-        for address in spec
-            .get("clusterIPs")
-            .map(|f| items(f, ""))
-            .unwrap_or_default()
-        {
-            if let Some(ip) = address
-                .as_str()
-                .and_then(|text| text.parse::<IpAddr>().ok())
-                && !families.contains(&ip.is_ipv4())
-            {
-                families.push(ip.is_ipv4());
-            }
-        }
-        let policy = spec
-            .get("ipFamilyPolicy")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        let wanted = match (policy, families.len()) {
-            ("", n) if n > 1 => "RequireDualStack",
-            ("", _) => "SingleStack",
-            (policy, _) => policy,
-        }
-        .to_owned();
-        if let Some(n) = families.iter().position(|family| !cluster.contains(family)) {
-            let name = if families[n] { "IPv4" } else { "IPv6" };
-            let why = "not configured on this cluster";
-            causes.push(Cause::invalid(
-                format!("spec.ipFamilies[{n}]"),
-                &name.into(),
-                why,
-            ));
-            return None;
-        }
-        if wanted == "RequireDualStack" && cluster.len() < 2 {
-            let why = "this cluster is not configured for dual-stack services";
-            causes.push(Cause::invalid("spec.ipFamilyPolicy", &wanted.into(), why));
-            return None;
-        }
-        let count = if wanted == "SingleStack" {
-            1
-        } else {
-            cluster.len()
-        };
-        for family in cluster {
-            if families.len() < count && !families.contains(&family) {
-                families.push(family);
-            }
-        }
-        families.truncate(count);
-        let names: Vec<_> = families
-            .iter()
-            .map(|v4| if *v4 { "IPv4" } else { "IPv6" })
-            .collect();
-        spec.insert("ipFamilies".to_owned(), json!(names));
-        spec.insert("ipFamilyPolicy".to_owned(), wanted.into());
-        Some(families)
     }
 
     fn free_address(&mut self, is_v4: bool) -> Option<IpAddr> {
@@ -538,6 +465,19 @@ mod tests {
         let mut six = service("s", &json!({ "type": "ClusterIP", "ipFamilies": ["IPv6"] }));
         all.allocate(&mut six, None).unwrap();
         assert!(text(&six, "/spec/clusterIP").starts_with("fd00::"));
+
+        let mut one = both.clone();
+        one["spec"]["ipFamilyPolicy"] = "SingleStack".into();
+        all.allocate(&mut one, Some(&both)).unwrap();
+        assert_eq!(
+            one["spec"]["clusterIPs"],
+            json!([both["spec"]["clusterIPs"][0]])
+        );
+        // The second address is free again.
+        let second = &both["spec"]["clusterIPs"][1];
+        let mut heir = service("i", &json!({ "type": "ClusterIP", "clusterIP": second }));
+        all.allocate(&mut heir, None).unwrap();
+        assert_eq!(heir["spec"]["ipFamilies"], json!(["IPv6"]));
     }
 
     #[test]

@@ -102,8 +102,17 @@ impl Controller for EndpointSlices {
     }
 }
 
-/// Endpoints by address, for each list of resolved ports (as text, to have an order).
-type Groups = BTreeMap<String, BTreeMap<String, Value>>;
+/// Endpoints by [`identity`], for each list of resolved ports (as text, to have an order).
+type Groups = BTreeMap<String, BTreeMap<Identity, Value>>;
+
+/// Which endpoint it is: an address alone may have been another pod's just before, and two pods have
+/// the same one where they are on their node's network.
+type Identity = (String, String);
+
+fn identity(endpoint: &Value) -> Identity {
+    let part = |pointer| text(endpoint, pointer).to_owned();
+    (part("/addresses/0"), part("/targetRef/uid"))
+}
 
 fn group(
     service: &Value,
@@ -122,7 +131,7 @@ fn group(
         groups
             .entry(ports.to_string())
             .or_default()
-            .insert(address, endpoint);
+            .insert(identity(&endpoint), endpoint);
     }
     if groups.is_empty() {
         // One slice without endpoints tells that the Service has none.
@@ -231,7 +240,7 @@ impl EndpointSlices {
             };
             let kept = items(&slice, "/endpoints")
                 .iter()
-                .filter_map(|old| group.remove(text(old, "/addresses/0")))
+                .filter_map(|old| group.remove(&identity(old)))
                 .collect();
             open.push((slice, ports, kept));
         }

@@ -149,6 +149,30 @@ impl Playground {
         ]
     }
 
+    /// The routers on the way from the outside to a node, as traceroute shows them, nearest first.
+    pub fn routers_from_outside(&self, family: Family) -> [IpAddr; 2] {
+        [OUTSIDE.host(family, ROUTER), TRANSIT.host(family, ROUTER)]
+    }
+
+    /// Tells the outside, and the routers between, the way to an address behind a node of that
+    /// address.
+    ///
+    /// # Errors
+    ///
+    /// When they know one already, or the addresses are of different families.
+    pub fn show_outside(&self, address: IpAddr, node: IpAddr) -> Result<()> {
+        let family = Family::of(address);
+        let world = self.world();
+        for (machine, next) in [
+            (&world.outside, OUTSIDE.host(family, ROUTER)),
+            (&world.router, TRANSIT.host(family, ROUTER)),
+            (&self.plane().fabric, node),
+        ] {
+            network::add_route(machine, address.into(), next)?;
+        }
+        Ok(())
+    }
+
     /// Sets the MTU between the fabric and the outside's router, in bytes: what is too big, the
     /// fabric refuses on the way out and the router on the way in. At least 1280 with IPv6.
     ///

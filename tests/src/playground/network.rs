@@ -206,6 +206,18 @@ pub fn set_default_route(machine: &Netns, family: Family) -> Result<()> {
     .with_context(|| format!("the default route of {}", machine.name()))
 }
 
+/// Gives a machine one more route.
+///
+/// # Errors
+///
+/// When there is one already, or the gateway is not in a network of the machine's.
+pub fn add_route(machine: &Netns, to: IpNet, gateway: IpAddr) -> Result<()> {
+    configure(machine, async move |handle: Handle| {
+        route(&handle, to, gateway).await
+    })
+    .with_context(|| format!("adding a route to {}", machine.name()))
+}
+
 /// Sets an interface's MTU, in bytes of IP packet.
 ///
 /// # Errors

@@ -227,6 +227,8 @@ impl Node {
         flag(&mut command, "--cni-bin-dir", &self.dir.join("cni/bin"));
         flag(&mut command, "--cni-conf-dir", &self.dir.join("cni/net.d"));
         flag(&mut command, "--cni-binary", &binaries.cni);
+        // Its socket programs are for this node's processes only.
+        command.env("WEFT_CGROUP_ROOT", &self.cgroup);
         command.args(extra);
         command
             .stdin(Stdio::null())

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::{Cluster, eventually};
+use crate::{Cluster, code, eventually};
 
 async fn create<K>(client: &Client, namespace: Option<&str>, object: Value) -> K
 where
@@ -213,10 +213,7 @@ async fn slices_follow_pods() {
     let client = cluster.client();
     let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
     for name in ["a", "b"] {
-        let mut pod = template();
-        pod["apiVersion"] = "v1".into();
-        pod["kind"] = "Pod".into();
-        pod["metadata"]["name"] = name.into();
+        let mut pod = pod(name);
         pod["spec"]["nodeName"] = "n1".into();
         let _: Pod = create(&client, Some("default"), pod).await;
     }
@@ -407,4 +404,70 @@ async fn namespaces_end_with_what_is_in_them() {
             .then_some(())
     })
     .await;
+}
+
+fn pod(name: &str) -> Value {
+    let mut pod = template();
+    pod["apiVersion"] = "v1".into();
+    pod["kind"] = "Pod".into();
+    pod["metadata"]["name"] = name.into();
+    pod
+}
+
+#[tokio::test]
+async fn pods_with_one_address_are_several_endpoints() {
+    let cluster = Cluster::with_controllers();
+    let client = cluster.client();
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": "s" },
+        "spec": { "selector": { "app": "a" }, "ports": [{ "port": 80 }] },
+    });
+    create::<Service>(&client, Some("default"), service).await;
+    for name in ["a", "b"] {
+        create::<Pod>(&client, Some("default"), pod(name)).await;
+        run(&pods, name, "172.30.0.10", true).await;
+    }
+    let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), "default");
+    let targets = async || -> Vec<String> {
+        let list = slices.list(&ListParams::default()).await.unwrap();
+        let all = list.into_iter().flat_map(|slice| slice.endpoints);
+        let mut uids: Vec<_> = all.filter_map(|e| e.target_ref?.uid).collect();
+        uids.sort();
+        uids
+    };
+    eventually("both are endpoints", async || {
+        (targets().await.len() == 2).then_some(())
+    })
+    .await;
+    let now = DeleteParams::default().grace_period(0);
+    pods.delete("a", &now).await.unwrap();
+    let left = pods.get("b").await.unwrap().metadata.uid.unwrap();
+    eventually("the other one stays", async || {
+        (targets().await == [left.as_str()]).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_pods_addresses_are_one_of_each_family() {
+    let cluster = Cluster::start();
+    let client = cluster.client();
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
+    create::<Pod>(&client, Some("default"), pod("a")).await;
+    let report = async |first: &str, all: &[&str]| {
+        let all: Vec<_> = all.iter().map(|ip| json!({ "ip": ip })).collect();
+        let status = json!({ "status": { "podIP": first, "podIPs": all } });
+        let parameters = PatchParams::default();
+        pods.patch_status("a", &parameters, &Patch::Merge(&status))
+            .await
+    };
+    for (first, all) in [
+        ("10.0.0.1", &["10.0.0.1", "10.0.0.2"][..]),
+        ("10.0.0.1", &["fd00::1", "10.0.0.1"]),
+        ("10.0.0.1", &["10.0.0.1", "none"]),
+    ] {
+        assert_eq!(code(report(first, all).await), 422, "{all:?}");
+    }
+    report("fd00::1", &["fd00::1", "10.0.0.1"]).await.unwrap();
 }

@@ -502,6 +502,9 @@ fn check(resource: &Resource, new: &Value, old: Option<&Value>, part: Part) -> R
             (resource.immutable)(old, new, &mut causes);
         }
     }
+    if part == Part::Status && *resource == PODS {
+        validate::pod_status(new, &mut causes);
+    }
     if let Some(old) = old
         && *resource == PODS
         && part == Part::System

@@ -6,6 +6,7 @@
 mod network;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde_json::Value;
@@ -221,17 +222,66 @@ pub fn node(node: &Value, causes: &mut Vec<Cause>) {
             ));
         }
     }
+    let ranges = items(node, "/spec/podCIDRs");
+    let family = |range: &Value| Some(range.as_str()?.parse::<IpNet>().ok()?.addr().is_ipv4());
+    if !are_one_each(ranges.iter().filter_map(family)) {
+        let why = "may specify no more than one CIDR for each IP family";
+        causes.push(Cause::invalid("spec.podCIDRs", &ranges.into(), why));
+    }
+}
+
+/// Whether there is at most one of each family.
+fn are_one_each(families: impl Iterator<Item = bool>) -> bool {
+    let mut seen = BTreeSet::new();
+    families.into_iter().all(|family| seen.insert(family))
+}
+
+/// A status' addresses of a pod or of its node: one of each family, the first also by itself.
+fn status_addresses(pod: &Value, one: &str, all: &str, causes: &mut Vec<Cause>) {
+    let addresses = items(pod, &format!("/status/{all}"));
+    for (n, address) in addresses.iter().enumerate() {
+        if text(address, "/ip").parse::<IpAddr>().is_err() {
+            let why = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+            let path = format!("status.{all}[{n}]");
+            causes.push(Cause::invalid(path, &address["ip"], why));
+        }
+    }
+    let family = |address: &Value| Some(text(address, "/ip").parse::<IpAddr>().ok()?.is_ipv4());
+    if !are_one_each(addresses.iter().filter_map(family)) {
+        let why = "may specify no more than one IP for each IP family";
+        causes.push(Cause::invalid(
+            format!("status.{all}"),
+            &addresses.into(),
+            why,
+        ));
+    }
+    let first = addresses.first().map(|first| text(first, "/ip"));
+    if let Some(first) = first
+        && first != text(pod, &format!("/status/{one}"))
+    {
+        let path = format!("status.{all}[0].ip");
+        let why = format!("must be equal to `{one}`");
+        causes.push(Cause::invalid(path, &first.into(), &why));
+    }
 }
 
 /// Nodes: the pod range is given once.
 pub fn node_update(old: &Value, new: &Value, causes: &mut Vec<Cause>) {
     let before = text(old, "/spec/podCIDR");
-    if !before.is_empty() && before != text(new, "/spec/podCIDR") {
+    let ranges = |node: &Value| node["spec"]["podCIDRs"].clone();
+    let is_other = before != text(new, "/spec/podCIDR") || ranges(old) != ranges(new);
+    if !before.is_empty() && is_other {
         causes.push(Cause::forbidden(
             "spec.podCIDR",
             "node updates may not change podCIDR except from \"\" to valid",
         ));
     }
+}
+
+/// What a kubelet reports of a pod.
+pub fn pod_status(pod: &Value, causes: &mut Vec<Cause>) {
+    status_addresses(pod, "podIP", "podIPs", causes);
+    status_addresses(pod, "hostIP", "hostIPs", causes);
 }
 
 /// Pods.
