@@ -165,7 +165,8 @@ async fn pace(
     let mut sent: u128 = 0;
     while start.elapsed() < duration {
         ticks.tick().await;
-        let due = u128::from(rate) * start.elapsed().as_micros() / 8_000_000;
+        let elapsed = start.elapsed().min(duration);
+        let due = u128::from(rate) * elapsed.as_micros() / 8_000_000;
         while sent + DATAGRAM as u128 <= due {
             let done = match to {
                 Some(to) => socket.send_to(&datagram, to).await,
