@@ -35,6 +35,8 @@ pub const OVERLAY: &str = "overlay0";
 pub const UPLINK_MTU: u32 = 1500;
 /// MTU of the overlay: 50 bytes of outer headers less.
 pub const OVERLAY_MTU: u32 = 1450;
+/// MTU of pods: beyond what goes any further, so that packets too big can be sent.
+const POD_MTU: u32 = 4_000;
 /// The overlay's UDP port.
 pub const OVERLAY_PORT: u16 = 4789;
 
@@ -172,6 +174,7 @@ async fn configure(
         let (name, peer) = (pod_interface(index), pod_peer(index));
         let ifindex = veth(
             handle,
+            POD_MTU,
             (&name, weft_abi::GATEWAY_MAC),
             (&peer, pod.mac),
             outer,
@@ -194,6 +197,7 @@ async fn configure(
     if wanted.uplink || wanted.wired {
         uplink = veth(
             handle,
+            UPLINK_MTU,
             (UPLINK, UPLINK_MAC),
             (UPLINK_PEER, ROUTER_MAC),
             outer,
@@ -269,6 +273,7 @@ async fn configure(
 /// Makes a veth with one end here and the other in the outer namespace, both up.
 async fn veth(
     handle: &Handle,
+    mtu: u32,
     (name, mac): (&str, Mac),
     (peer, peer_mac): (&str, Mac),
     outer: &File,
@@ -276,11 +281,13 @@ async fn veth(
     let peer = LinkMessageBuilder::<LinkUnspec>::new()
         .name(peer)
         .address(peer_mac.to_vec())
+        .mtu(mtu)
         .setns_by_fd(outer.as_raw_fd())
         .build();
     let pair = LinkVeth::new(name, "")
         .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
         .address(mac.to_vec())
+        .mtu(mtu)
         .up()
         .build();
     let added = handle.link().add(pair).execute().await;

@@ -32,8 +32,6 @@ use super::{
 
 /// The interface index that the overlay has in the configuration of a lab without one; nothing has it.
 const NO_OVERLAY: u32 = 4_242;
-/// What an ELF without IPv6 is told.
-const NO_V6: &str = "the ELF has no IPv6";
 /// The first port that masquerading gives out.
 pub const MASQUERADE_FIRST: u16 = 1_024;
 /// How many it gives out: up to 29999, where the kernel's ephemeral ports do not begin yet.
@@ -52,7 +50,7 @@ pub struct Setup {
     /// Whether lookups are counted.
     pub counting: bool,
     /// Whether there are routes to the pods, and an overlay device.
-    pub(super) wired: bool,
+    pub wired: bool,
 }
 
 impl Default for Setup {
@@ -112,6 +110,8 @@ pub enum Verdict {
     Redirect(Vec<u8>, u32),
     /// Dropped, for this reason.
     Drop(DropReason),
+    /// Kept, because the datagram's first fragment has not come yet.
+    Held,
 }
 
 impl Verdict {
@@ -129,6 +129,7 @@ impl Verdict {
                 Err(error) => panic!("the packet that went on is broken: {error}"),
             },
             Self::Drop(reason) => panic!("dropped: {}", reason.name()),
+            Self::Held => panic!("it waits for the datagram's first fragment"),
         }
     }
 
@@ -150,9 +151,10 @@ pub struct Lab {
     loaded: Loaded,
     tables: Tables,
     flows4: HashMap<MapData, FlowKey<Addr4>, Flow<Addr4>>,
-    flows6: Option<HashMap<MapData, FlowKey<Addr6>, Flow<Addr6>>>,
+    flows6: HashMap<MapData, FlowKey<Addr6>, Flow<Addr6>>,
     lookups: PerCpuArray<MapData, u64>,
-    uplinks: Option<HashMap<MapData, u32, Uplink>>,
+    uplinks: HashMap<MapData, u32, Uplink>,
+    held: HashMap<MapData, [u8; PLACE_BYTES], [u8; HELD_BYTES]>,
     compiler: Compiler,
     contents: Contents,
     config: Config,
@@ -193,10 +195,7 @@ impl Lab {
                 .load()
                 .with_context(|| format!("program {name}"))?;
         }
-        let uplinks = match another_handle(&mut loaded, "uplinks")? {
-            Some(map) => Some(HashMap::try_from(map)?),
-            None => None,
-        };
+        let uplinks = HashMap::try_from(another_handle(&mut loaded, "uplinks")?)?;
         let tables = Tables::new(&mut loaded)?;
         let mut take = |name: &str| {
             loaded
@@ -222,8 +221,9 @@ impl Lab {
         };
         let mut lab = Self {
             flows4: HashMap::try_from(take("flows4")?)?,
-            flows6: take("flows6").ok().map(HashMap::try_from).transpose()?,
+            flows6: HashMap::try_from(take("flows6")?)?,
             lookups: PerCpuArray::try_from(take("lookups")?)?,
+            held: HashMap::try_from(take("held")?)?,
             loaded,
             tables,
             uplinks,
@@ -234,7 +234,7 @@ impl Lab {
             interfaces,
             desired: Desired::default(),
         };
-        if lab.interfaces.uplink != 0 && lab.uplinks.is_some() {
+        if lab.interfaces.uplink != 0 {
             lab.set_uplink(Some(Uplink {
                 v4: NODE.v4.into(),
                 v6: NODE.v6.into(),
@@ -251,11 +251,9 @@ impl Lab {
     ///
     /// When the lab has none, or the kernel refuses.
     pub fn set_uplink(&mut self, uplink: Option<Uplink>) -> Result<()> {
-        let uplinks = self.uplinks.as_mut();
-        let uplinks = uplinks.context("the ELF has no map uplinks")?;
         match uplink {
-            Some(uplink) => uplinks.insert(self.interfaces.uplink, uplink, 0)?,
-            None => uplinks.remove(&self.interfaces.uplink)?,
+            Some(uplink) => self.uplinks.insert(self.interfaces.uplink, uplink, 0)?,
+            None => self.uplinks.remove(&self.interfaces.uplink)?,
         }
         self.bump()
     }
@@ -366,10 +364,11 @@ impl Lab {
             7 => Ok(Verdict::Redirect(data, mark)),
             2 => {
                 let after = self.tables.drops()?;
-                let reason = counted_once(&before, &after);
-                Ok(Verdict::Drop(
-                    reason.context("a drop that no counter tells")?,
-                ))
+                match counted_once(&before, &after) {
+                    Some(reason) => Ok(Verdict::Drop(reason)),
+                    None if self.is_held(packet)? => Ok(Verdict::Held),
+                    None => Err(anyhow!("a drop that no counter tells")),
+                }
             }
             code => Err(anyhow!("{name} answered {code}")),
         }
@@ -495,7 +494,7 @@ impl Lab {
             let (key, flow) = entry?;
             flows.push(FlowEntry::of_v4(&key, &flow));
         }
-        for entry in self.flows6.iter().flat_map(HashMap::iter) {
+        for entry in &self.flows6 {
             let (key, flow) = entry?;
             flows.push(FlowEntry { key, flow });
         }
@@ -510,11 +509,7 @@ impl Lab {
     pub fn set_flow(&mut self, entry: &FlowEntry) -> Result<()> {
         match entry.to_v4() {
             Some((key, flow)) => Ok(self.flows4.insert(key, flow, 0)?),
-            None => Ok(self
-                .flows6
-                .as_mut()
-                .context(NO_V6)?
-                .insert(entry.key, entry.flow, 0)?),
+            None => Ok(self.flows6.insert(entry.key, entry.flow, 0)?),
         }
     }
 
@@ -526,7 +521,7 @@ impl Lab {
     pub fn evict_flow(&mut self, entry: &FlowEntry) -> Result<()> {
         match entry.to_v4() {
             Some((key, _)) => Ok(self.flows4.remove(&key)?),
-            None => Ok(self.flows6.as_mut().context(NO_V6)?.remove(&entry.key)?),
+            None => Ok(self.flows6.remove(&entry.key)?),
         }
     }
 
@@ -554,6 +549,17 @@ impl Lab {
             self.evict_flow(&entry)?;
         }
         Ok(())
+    }
+
+    /// Whether a fragment waits for its datagram's first one.
+    fn is_held(&self, frame: &[u8]) -> Result<bool> {
+        for entry in &self.held {
+            let (_, fragment) = entry?;
+            if fragment[HELD_HEADER..].starts_with(frame) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// A loaded program.
@@ -607,15 +613,20 @@ fn counted_once(
 }
 
 /// Another handle of a map, whoever takes the first.
-fn another_handle(loaded: &mut Loaded, name: &str) -> Result<Option<Map>> {
+fn another_handle(loaded: &mut Loaded, name: &str) -> Result<Map> {
     let id = match loaded.ebpf_mut().map(name) {
         Some(Map::HashMap(data)) => data.info()?.id(),
-        Some(_) => return Err(anyhow!("map {name} is no hash")),
-        None => return Ok(None),
+        _ => return Err(anyhow!("the ELF has no hash map {name}")),
     };
-    Ok(Some(Map::HashMap(MapData::from_id(id)?)))
+    Ok(Map::HashMap(MapData::from_id(id)?))
 }
 
+/// Bytes of a key of the map `held`.
+const PLACE_BYTES: usize = 48;
+/// Bytes of a value of the map `held`.
+const HELD_BYTES: usize = HELD_HEADER + 9_216;
+/// Bytes of it before the frame.
+const HELD_HEADER: usize = 16;
 /// Bytes of `struct __sk_buff` up to and including `cb`: what every kernel knows.
 const SK_BUFF_BYTES: usize = 68;
 /// Bytes up to and including `gso_size`, padded.

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use weft_abi::drop::DropReason;
 use weft_core::model::Routing;
 
-use super::{Cluster, Family, Lab, LocalPod, Place, Setup, Somewhere as _, Verdict};
+use super::{Cluster, FAMILIES, Family, Lab, LocalPod, Place, Setup, Somewhere as _, Verdict};
 
 /// A client on the node, labelled `app: web`.
 pub const WEB: LocalPod = LocalPod {
@@ -86,7 +86,7 @@ const fn service_place(host: u8) -> Place {
 }
 
 /// The families that the cluster has.
-const STACK: &[Family] = &[Family::V4];
+const STACK: &[Family] = &FAMILIES;
 
 /// The families, one after the other; a test that fails has told which it was at.
 pub fn families() -> impl Iterator<Item = Family> {

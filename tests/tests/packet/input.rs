@@ -51,7 +51,10 @@ fn what_weft_does_not_forward_is_dropped_and_named() {
             more: false,
         });
         // From anywhere else it would wait for the first one.
-        assert_eq!(lab.receive(&DB, 0, &fragment), dropped(DropReason::Fragment));
+        assert_eq!(
+            lab.receive(&DB, 0, &fragment),
+            dropped(DropReason::Fragment)
+        );
         let context = Context {
             ifindex: lab.interface(&WEB),
             ..Context::default()
@@ -78,8 +81,8 @@ fn a_packet_cut_anywhere_is_dropped_or_whole() {
         ] {
             let whole = f.from(&WEB, VIP, payload.clone()).to_bytes();
             let transport = 14 + f.header();
-            // Test runs refuse what is shorter than an IPv4 header.
-            for length in 34..whole.len() {
+            // Test runs refuse what is shorter than the IP header.
+            for length in transport..whole.len() {
                 let verdict = lab
                     .run("from_container", context, &whole[..length])
                     .unwrap();

@@ -5,9 +5,17 @@
 //! program on other kernels.
 #![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
+mod fragments;
+mod fuzz;
 mod hostile;
+mod hostport;
+mod icmp;
 mod input;
+mod mtu;
 mod paths;
 mod policy;
 mod services;
+mod support;
+mod uplink;
+mod v6;
 mod wire;

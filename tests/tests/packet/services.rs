@@ -2,7 +2,7 @@
 
 use weft_abi::drop::DropReason;
 use weft_tests::packet::{
-    Somewhere as _, Verdict,
+    Family, Somewhere as _, Verdict,
     bytes::{ACK, Payload, SYN},
     scene::{DB, OTHER_VIP, REMOTE, VIP, WEB, dropped, families, lab, policy, service},
 };
@@ -48,26 +48,26 @@ fn a_service_is_translated_there_and_back() {
 
 #[test]
 fn a_udp_checksum_of_zero_stays_zero() {
-    for f in families() {
-        let (mut lab, _) = lab(&[service("s", VIP, &[DB.place])]);
-        let payload = Payload::Udp {
-            source: 40000,
-            destination: 53,
-            checksum: false,
-            data: vec![7; 9],
-        };
-        let verdict = lab.send(&WEB, &f.from(&WEB, VIP, payload));
-        let Payload::Udp {
-            destination: 5353,
-            checksum: false,
-            data,
-            ..
-        } = verdict.packet().payload
-        else {
-            panic!("{verdict:?}")
-        };
-        assert_eq!(data, vec![7; 9]);
-    }
+    // IPv6 has no packets without (RFC 8200, section 8.1).
+    let f = Family::V4;
+    let (mut lab, _) = lab(&[service("s", VIP, &[DB.place])]);
+    let payload = Payload::Udp {
+        source: 40000,
+        destination: 53,
+        checksum: false,
+        data: vec![7; 9],
+    };
+    let verdict = lab.send(&WEB, &f.from(&WEB, VIP, payload));
+    let Payload::Udp {
+        destination: 5353,
+        checksum: false,
+        data,
+        ..
+    } = verdict.packet().payload
+    else {
+        panic!("{verdict:?}")
+    };
+    assert_eq!(data, vec![7; 9]);
 }
 
 #[test]

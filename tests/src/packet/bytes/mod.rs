@@ -8,6 +8,8 @@ use std::net::IpAddr;
 
 use super::Family;
 
+pub use parse::sound;
+
 /// A MAC address.
 pub type Mac = [u8; 6];
 

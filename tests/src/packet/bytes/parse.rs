@@ -109,6 +109,35 @@ impl Packet {
     }
 }
 
+/// Whether a frame is a packet whose headers are there and announce no more than there is. Checksums
+/// are not looked at: those are for whom the packet is for.
+///
+/// # Errors
+///
+/// Says what is wrong with it.
+pub fn sound(frame: &[u8]) -> Result<(), String> {
+    let family = match word(frame, 12)? {
+        0x0800 => Family::V4,
+        0x86dd => Family::V6,
+        other => return Err(format!("EtherType {other:#06x}")),
+    };
+    let ip = get(frame, 14, frame.len())?;
+    let header = Header::walk(family, ip)?;
+    get(ip, header.transport, header.end)?;
+    let least = match header.protocol {
+        _ if header.is_later() => 0,
+        6 => 20,
+        17 => 8,
+        protocol if protocol == family.icmp() => 8,
+        _ => 0,
+    };
+    let there = header.end - header.transport;
+    if there < least {
+        return Err(format!("{there} bytes of protocol {}", header.protocol));
+    }
+    Ok(())
+}
+
 /// An IP header with all that comes before the transport header.
 struct Header {
     source: IpAddr,
@@ -126,7 +155,17 @@ struct Header {
 }
 
 impl Header {
+    /// Takes it apart, and proves its checksum.
     fn parse(family: Family, ip: &[u8]) -> Result<Self, String> {
+        let header = Self::walk(family, ip)?;
+        if family == Family::V4 && checksum(&[get(ip, 0, header.transport)?]) != 0 {
+            return Err("the IP checksum is wrong".to_owned());
+        }
+        Ok(header)
+    }
+
+    /// Takes it apart.
+    fn walk(family: Family, ip: &[u8]) -> Result<Self, String> {
         match family {
             Family::V4 => Self::parse_v4(ip),
             Family::V6 => Self::parse_v6(ip),
@@ -138,9 +177,6 @@ impl Header {
         let header = usize::from(first & 0xf) * 4;
         if first >> 4 != 4 || header < 20 {
             return Err(format!("version and header length {first:#04x}"));
-        }
-        if checksum(&[get(ip, 0, header)?]) != 0 {
-            return Err("the IP checksum is wrong".to_owned());
         }
         let flags = word(ip, 6)?;
         let piece = Fragment {
@@ -208,6 +244,16 @@ impl Header {
             header.transport += length;
         }
         Ok(header)
+    }
+
+    /// Whether what follows is a piece from within a transport segment, without its header.
+    fn is_later(&self) -> bool {
+        let later = |fragment: &Fragment| fragment.offset != 0;
+        self.fragment.as_ref().is_some_and(later)
+            || self.extensions.iter().any(|extension| match extension {
+                Extension::Fragment(fragment) => later(fragment),
+                _ => false,
+            })
     }
 
     /// Whether what follows is a piece of a transport segment, not the whole.
