@@ -484,7 +484,11 @@ impl Reconciler {
             vni: overlay::VNI,
             ticks_per_second: self.ticks_per_second,
             overlay_mtu: network.overlay_mtu,
-            overlay_port: overlay::PORT,
+            overlay_port: if network.overlay == 0 {
+                0
+            } else {
+                overlay::PORT
+            },
             flags: masquerade.flags() | departure_times,
             masquerade_first: masquerade.first_port,
             masquerade_ports: masquerade.ports(),

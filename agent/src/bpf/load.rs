@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{Map, MapData, MapInfo};
 use aya::programs::{CgroupSockAddr, Program, SchedClassifier};
+use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use thiserror::Error;
@@ -19,6 +20,13 @@ use crate::errors::chain;
 /// The ELF's own global that says which debug traces are compiled in: the verifier removes the code
 /// of those that are not.
 const TRACE_LEVEL: &str = "AYA_LOG_LEVEL";
+
+/// Constants of the ELF that say which helpers the kernel has, and since when kernels have them:
+/// `bpf_set_retval` for socket programs, `bpf_skb_set_tstamp`.
+const HELPERS: [(&str, KernelVersion); 2] = [
+    ("HAVE_SET_RETVAL", KernelVersion::new(6, 1, 0)),
+    ("HAVE_SKB_SET_TSTAMP", KernelVersion::new(5, 18, 0)),
+];
 
 /// What to load and how.
 #[derive(Clone, Debug)]
@@ -108,6 +116,14 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     let trace_level = if options.trace { u8::MAX } else { 0 };
     let mut loader = EbpfLoader::new();
     loader.override_global(TRACE_LEVEL, &trace_level, false);
+    let kernel = KernelVersion::current().unwrap_or(KernelVersion::new(0, 0, 0));
+    let known: Vec<(&str, u8)> = HELPERS
+        .iter()
+        .map(|(constant, since)| (*constant, u8::from(kernel >= *since)))
+        .collect();
+    for (constant, is_known) in &known {
+        loader.override_global(*constant, is_known, true);
+    }
     for name in maps::PINNED {
         loader.map_pin_path(name, options.map_dir.join(name));
     }

@@ -47,28 +47,45 @@ pub struct Requested {
     pub addresses: Vec<IpAddr>,
 }
 
-/// An entry of `portMappings`. Numbers are wide, so that one out of range can be named.
+/// An entry of `portMappings`. Numbers are wide, so that one out of range can be named. Its keys, and
+/// those of `bandwidth`, are read in lower case: the conventions have `hostPort`, containerd's go-cni
+/// sends `HostPort`, and plugins in Go do not see the difference.
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "lowercase")]
 struct PortMapping {
-    #[serde(default)]
+    #[serde(default, rename = "hostport")]
     host_port: i64,
-    #[serde(default)]
+    #[serde(default, rename = "containerport")]
     container_port: i64,
     #[serde(default)]
     protocol: Option<String>,
-    #[serde(default, rename = "hostIP")]
+    #[serde(default, rename = "hostip")]
     host_ip: Option<String>,
 }
 
 /// `bandwidth`: rates in bits per second, bursts in bits; 0 is none.
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(default)]
 struct Bandwidth {
+    #[serde(rename = "ingressrate")]
     ingress_rate: Option<u64>,
+    #[serde(rename = "ingressburst")]
     ingress_burst: Option<u64>,
+    #[serde(rename = "egressrate")]
     egress_rate: Option<u64>,
+    #[serde(rename = "egressburst")]
     egress_burst: Option<u64>,
+}
+
+/// The object with its keys in lower case; other values as they are.
+fn lower_case_keys(value: &Value) -> Value {
+    match value {
+        Value::Object(object) => {
+            let lower = |(key, value): (&String, &Value)| (key.to_ascii_lowercase(), value.clone());
+            Value::Object(object.iter().map(lower).collect())
+        }
+        other => other.clone(),
+    }
 }
 
 impl Requested {
@@ -124,8 +141,8 @@ fn host_ports(value: &Value) -> Result<Vec<HostPort>, CniError> {
     let mut ports = Vec::new();
     for value in list("portMappings", value)? {
         let refused = |why: &str| invalid("portMappings", value, why);
-        let mapping =
-            PortMapping::deserialize(value).map_err(|error| refused(&error.to_string()))?;
+        let mapping = PortMapping::deserialize(lower_case_keys(value))
+            .map_err(|error| refused(&error.to_string()))?;
         if mapping.host_port == 0 {
             // A container port that is only told.
             continue;
@@ -172,7 +189,7 @@ fn limits(config: &Value) -> Result<(Option<Limit>, Option<Limit>), CniError> {
             annotated(config, INGRESS_ANNOTATION)?,
         ));
     }
-    let bandwidth = Bandwidth::deserialize(value)
+    let bandwidth = Bandwidth::deserialize(lower_case_keys(value))
         .map_err(|error| invalid("bandwidth", value, &error.to_string()))?;
     Ok((
         limit(bandwidth.egress_rate, bandwidth.egress_burst),
@@ -333,6 +350,25 @@ mod tests {
             Requested::of(&request).expect("valid"),
             Requested::default()
         );
+    }
+
+    #[test]
+    fn go_structs_without_tags_are_read_as_well() {
+        let requested = of(json!({
+            "portMappings": [
+                {"HostPort": 80, "ContainerPort": 8080, "Protocol": "tcp", "HostIP": "127.0.0.1"},
+            ],
+            "bandwidth": {"IngressRate": 8_000_000, "IngressBurst": 4_294_967_295_u64},
+        }))
+        .expect("valid");
+        let [port] = requested.host_ports.as_slice() else {
+            panic!("{requested:?}");
+        };
+        assert_eq!((port.host_port, port.container_port), (80, 8080));
+        assert_eq!(port.host_ip, Some([127, 0, 0, 1].into()));
+        let limit = requested.ingress_limit.expect("a limit");
+        assert_eq!(limit.bytes_per_second, 1_000_000);
+        assert_eq!(requested.egress_limit, None);
     }
 
     #[test]
