@@ -89,6 +89,8 @@ pub struct Work<A> {
     keeps_port: bool,
     /// Whether the other end's view is the flow's.
     claimed: bool,
+    /// Whether free ports are hard to find.
+    in_need: bool,
     /// Whether the packet's flow lives.
     known: bool,
     /// The side of the packet's source under its key.
@@ -666,6 +668,7 @@ fn remember<F: Family>(skb: &Skb) -> Result<(), Drop> {
                 return Err(Drop::because(DropReason::NoPort));
             }
             tries += 1;
+            scratch::<F>()?.in_need = tries > TRIES / 2;
             let _ = F::claim_port(skb).unpack()?;
         }
     }
@@ -746,7 +749,11 @@ pub fn claim_port<F: Family>(skb: &Skb) -> Result<Action, Drop> {
     work.real.source_port = (u32::from(first) + random % u32::from(ports).max(1)) as u16;
     let (key, from) = flows::key::<F>(&work.real, protocol);
     if let Some(old) = flows::lookup::<F>(&key) {
-        if !flows::expired(old, protocol, work.now, config.ticks_per_second) {
+        // The other end may remember a connection that is just over; it takes a new one all the same,
+        // but better from a port that rested.
+        let over = flows::expired(old, protocol, work.now, config.ticks_per_second)
+            || (work.in_need && flows::closed(old));
+        if !over {
             return Ok(Action::Pass);
         }
         // Another CPU may find it as well: who inserts first has it.
@@ -838,16 +845,22 @@ pub fn relate<F: Family>(skb: &Skb) -> Result<Action, Drop> {
             && !flows::expired(flow, protocol, work.now, config.ticks_per_second)
         {
             let initiates = from == usize::from(flow.initiator);
-            work.destination.side = flow.sides[1 - from];
-            work.fate = Fate::Error;
-            if (flow.flags & FLOW_FRONT != 0 && initiates)
-                || (flow.flags & FLOW_BACK != 0 && !initiates)
+            let translates = (flow.flags & FLOW_FRONT != 0 && initiates)
+                || (flow.flags & FLOW_BACK != 0 && !initiates);
+            // About a packet that was not translated yet, only this node's own stack can tell.
+            if translates
+                || flow.flags & (FLOW_FRONT | FLOW_BACK) == 0
+                || work.point == POINT_TO_CONTAINER
             {
-                work.fate = Fate::Quoting;
-                work.real = flows::reversed(&flow.xlat);
-                icmp::addresses(&work.packet, &work.quoted, &work.real, &mut work.outer);
+                work.destination.side = flow.sides[1 - from];
+                work.fate = Fate::Error;
+                if translates {
+                    work.fate = Fate::Quoting;
+                    work.real = flows::reversed(&flow.xlat);
+                    icmp::addresses(&work.packet, &work.quoted, &work.real, &mut work.outer);
+                }
+                return Ok(Action::Pass);
             }
-            return Ok(Action::Pass);
         }
     }
     work.fate = Fate::Once;

@@ -325,6 +325,7 @@ mod tests {
         let mut packet = Packet {
             tuple: tuple([10, 0, 0, 1], 1, [10, 0, 0, 2], 2),
             l4_offset: 34,
+            end: 54,
             source_mac: [0; 6],
             protocol: protocol::TCP,
             signals: OPENS,

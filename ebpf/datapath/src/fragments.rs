@@ -15,7 +15,7 @@ use weft_abi::{MARK_RESUMED, addr::Addr6, drop::DropReason, maps};
 use crate::{
     drops::Drop,
     family::Family,
-    packet::{LATER, Packet, protocol},
+    packet::{L3, LATER, Packet, protocol},
     skb::{Action, Skb},
 };
 
@@ -228,11 +228,39 @@ extern "C" fn hold_fragment(context: *mut __sk_buff) -> u64 {
     0
 }
 
+/// The length, if it is one that is held; else 0.
+///
+/// For the verifier of 5.10, which learns a lower bound only by an order, not by "is not 0", and for
+/// which the compiler must not make one comparison of the two.
+#[inline(always)]
+fn bounded(length: u32) -> u32 {
+    if length > LONGEST as u32 {
+        return 0;
+    }
+    let length = opaque(length);
+    if length < L3 as u32 { 0 } else { length }
+}
+
+/// The same number, of which the compiler knows nothing any more.
+#[inline(always)]
+fn opaque(number: u32) -> u32 {
+    #[cfg(target_arch = "bpf")]
+    let number = {
+        let mut number = number;
+        // SAFETY: there is no instruction.
+        unsafe {
+            core::arch::asm!("/* {0} */", inout(reg) number, options(nomem, nostack, preserves_flags));
+        }
+        number
+    };
+    number
+}
+
 /// Copies the whole packet; whether it is not too long.
 #[inline(always)]
 fn copy_from(skb: &Skb, copy: &mut Fragment) -> bool {
-    let length = skb.len();
-    if length == 0 || length > LONGEST as u32 {
+    let length = bounded(skb.len());
+    if length == 0 {
         return false;
     }
     copy.seen = now();
@@ -244,8 +272,8 @@ fn copy_from(skb: &Skb, copy: &mut Fragment) -> bool {
 /// Makes the packet one of these bytes.
 #[inline(always)]
 fn copy_to(skb: &Skb, copy: &Fragment) -> bool {
-    let length = copy.length;
-    if length == 0 || length > LONGEST as u32 {
+    let length = bounded(copy.length);
+    if length == 0 {
         return false;
     }
     // SAFETY: the context is valid for the whole program; the bounds were checked.

@@ -41,6 +41,17 @@ pub mod protocol {
 /// Length of the Ethernet header, and so the offset of the IP header.
 pub const L3: usize = 14;
 
+/// Where a packet ends whose IP header tells a length of so many bytes; 0 is told by those that are
+/// larger than the field can say, before they are cut into segments.
+#[inline(always)]
+pub fn end(length: usize) -> u32 {
+    if length == 0 {
+        u32::MAX
+    } else {
+        (L3 + length) as u32
+    }
+}
+
 /// TCP flags, in the byte at offset 13.
 const TCP_FIN: u8 = 0x01;
 const TCP_SYN: u8 = 0x02;
@@ -54,6 +65,8 @@ pub struct Packet<A> {
     pub tuple: Tuple<A>,
     /// Offset of the transport header; use [`Packet::l4`].
     pub l4_offset: u32,
+    /// Offset of the end that the IP header tells: what follows is the frame's padding.
+    pub end: u32,
     /// Source MAC address.
     pub source_mac: [u8; 6],
     /// IP protocol: the transport's, behind any IPv6 extension headers.
@@ -107,6 +120,22 @@ impl<A> Packet<A> {
         self.signals & signals != 0
     }
 
+    /// Reads the transport header, which may not be linear yet: most are, and those of strange senders
+    /// or drivers cost one pull.
+    #[inline(always)]
+    fn header<T: Copy>(&self, skb: &Skb) -> Result<T, Drop> {
+        let offset = self.l4();
+        let end = (offset + size_of::<T>()) as u32;
+        if end > self.end {
+            return Err(Drop::because(DropReason::Malformed));
+        }
+        if let Some(header) = skb.read(offset) {
+            return Ok(header);
+        }
+        skb.pull(end)?;
+        skb.read(offset).ok_or(Drop::because(DropReason::Malformed))
+    }
+
     /// Reads the transport header into the packet; of a later fragment, what its first one had.
     #[inline(always)]
     pub fn read_transport<F: Family<Addr = A>>(
@@ -118,9 +147,8 @@ impl<A> Packet<A> {
             self.datagram = id;
             return fragments::recall::<F>(self);
         }
-        let l4 = self.l4();
         if self.protocol == protocol::TCP {
-            let tcp: [u8; TcpHdr::LEN] = header(skb, l4)?;
+            let tcp: [u8; TcpHdr::LEN] = self.header(skb)?;
             self.tuple.source_port = u16::from_be_bytes([tcp[0], tcp[1]]);
             self.tuple.destination_port = u16::from_be_bytes([tcp[2], tcp[3]]);
             let flags = tcp[13];
@@ -130,11 +158,11 @@ impl<A> Packet<A> {
                 DATA | ((flags & TCP_FIN) * FIN) | (if flags & TCP_RST != 0 { RST } else { 0 })
             };
         } else if self.protocol == protocol::UDP || self.protocol == protocol::SCTP {
-            let ports: [u8; UdpHdr::LEN] = header(skb, l4)?;
+            let ports: [u8; UdpHdr::LEN] = self.header(skb)?;
             self.tuple.source_port = u16::from_be_bytes([ports[0], ports[1]]);
             self.tuple.destination_port = u16::from_be_bytes([ports[2], ports[3]]);
         } else if self.protocol == F::ICMP {
-            let icmp: [u8; 8] = header(skb, l4)?;
+            let icmp: [u8; 8] = self.header(skb)?;
             self.icmp = [icmp[0], icmp[1]];
             let identifier = u16::from_be_bytes([icmp[4], icmp[5]]);
             match F::icmp(icmp[0]) {
@@ -154,15 +182,4 @@ impl<A> Packet<A> {
         }
         Ok(())
     }
-}
-
-/// Reads a header that may not be linear yet: most are, and those of strange senders or drivers cost
-/// one pull.
-#[inline(always)]
-fn header<T: Copy>(skb: &Skb, offset: usize) -> Result<T, Drop> {
-    if let Some(header) = skb.read(offset) {
-        return Ok(header);
-    }
-    skb.pull((offset + size_of::<T>()) as u32)?;
-    skb.read(offset).ok_or(Drop::because(DropReason::Malformed))
 }

@@ -162,7 +162,6 @@ fn thousands_of_flows_to_one_destination() {
 }
 
 #[test]
-#[ignore = "the datapath gives out no port whose flow has expired or ended"]
 fn a_port_is_free_again_when_its_flow_has_ended() {
     for f in families() {
         let (mut lab, _) = uplink_lab(&[]);

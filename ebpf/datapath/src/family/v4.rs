@@ -18,7 +18,7 @@ use crate::{
     drops::Drop,
     fragments,
     icmp::Quoted,
-    packet::{Icmp, L3, Packet, Part, protocol},
+    packet::{Icmp, L3, Packet, Part, end, protocol},
     skb::Skb,
 };
 
@@ -82,6 +82,7 @@ impl Family for V4 {
             destination_port: 0,
         },
         l4_offset: 0,
+        end: 0,
         source_mac: [0; 6],
         protocol: 0,
         signals: 0,
@@ -112,6 +113,7 @@ impl Family for V4 {
                 destination_port: 0,
             },
             l4_offset: (L3 + header) as u32,
+            end: end(u16::from_be_bytes(ip.tot_len).into()),
             source_mac: ethernet.src_addr,
             protocol: ip.proto,
             signals: 0,

@@ -20,7 +20,7 @@ use crate::{
     decide::{self, step_methods, steps},
     drops::Drop,
     icmp::Quoted,
-    packet::{Icmp, L3, Packet, Part, protocol},
+    packet::{Icmp, L3, Packet, Part, end, protocol},
     skb::Skb,
 };
 
@@ -143,7 +143,7 @@ extern "C" fn extensions6(context: *mut __sk_buff, header: u32, offset: u32) -> 
     let mut walked = 0;
     while walked < EXTENSIONS {
         if !is_extension(header) {
-            return fragment | u64::from(offset) << 8 | u64::from(header);
+            break;
         }
         // Every one of them is a multiple of eight bytes, and at least that long.
         let Some(bytes) = skb.load::<[u8; 8]>(offset as usize) else {
@@ -173,7 +173,11 @@ extern "C" fn extensions6(context: *mut __sk_buff, header: u32, offset: u32) -> 
         }
         walked += 1;
     }
-    0
+    if is_extension(header) {
+        0
+    } else {
+        fragment | u64::from(offset) << 8 | u64::from(header)
+    }
 }
 
 impl Family for V6 {
@@ -192,6 +196,7 @@ impl Family for V6 {
             destination_port: 0,
         },
         l4_offset: 0,
+        end: 0,
         source_mac: [0; 6],
         protocol: 0,
         signals: 0,
@@ -221,6 +226,10 @@ impl Family for V6 {
                 destination_port: 0,
             },
             l4_offset: (L3 + Ipv6Hdr::LEN) as u32,
+            end: match u16::from_be_bytes(ip.payload_len) {
+                0 => end(0),
+                length => end(Ipv6Hdr::LEN + usize::from(length)),
+            },
             source_mac: ethernet.src_addr,
             protocol: ip.next_hdr,
             signals: 0,
