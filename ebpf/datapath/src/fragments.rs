@@ -241,17 +241,17 @@ fn bounded(length: u32) -> u32 {
     if length < L3 as u32 { 0 } else { length }
 }
 
-/// The same number, of which the compiler knows nothing any more.
+/// The same number, of which the compiler knows nothing any more, but the verifier does.
 #[inline(always)]
 fn opaque(number: u32) -> u32 {
     #[cfg(target_arch = "bpf")]
     let number = {
-        let mut number = number;
-        // SAFETY: there is no instruction.
+        let mut wide = u64::from(number);
+        // SAFETY: a register is copied onto itself.
         unsafe {
-            core::arch::asm!("/* {0} */", inout(reg) number, options(nomem, nostack, preserves_flags));
+            core::arch::asm!("{n} = {n}", n = inout(reg) wide, options(nomem, nostack));
         }
-        number
+        wide as u32
     };
     number
 }
