@@ -42,13 +42,17 @@ pub mod protocol {
 pub const L3: usize = 14;
 
 /// Where a packet ends whose IP header tells a length of so many bytes; 0 is told by those that are
-/// larger than the field can say, before they are cut into segments.
+/// larger than the field can say, before they are cut into segments. One that was cut off before its
+/// end is none.
 #[inline(always)]
-pub fn end(length: usize) -> u32 {
+pub fn end(skb: &Skb, length: usize) -> Result<u32, Drop> {
+    let end = (L3 + length) as u32;
     if length == 0 {
-        u32::MAX
+        Ok(skb.len())
+    } else if end <= skb.len() {
+        Ok(end)
     } else {
-        (L3 + length) as u32
+        Err(Drop::because(DropReason::Malformed))
     }
 }
 

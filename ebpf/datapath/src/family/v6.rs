@@ -227,8 +227,8 @@ impl Family for V6 {
             },
             l4_offset: (L3 + Ipv6Hdr::LEN) as u32,
             end: match u16::from_be_bytes(ip.payload_len) {
-                0 => end(0),
-                length => end(Ipv6Hdr::LEN + usize::from(length)),
+                0 => end(skb, 0)?,
+                length => end(skb, Ipv6Hdr::LEN + usize::from(length))?,
             },
             source_mac: ethernet.src_addr,
             protocol: ip.next_hdr,
