@@ -41,13 +41,14 @@ pub mod protocol {
 /// Length of the Ethernet header, and so the offset of the IP header.
 pub const L3: usize = 14;
 
-/// Where a packet ends whose IP header tells a length of so many bytes; 0 is told by those that are
-/// larger than the field can say, before they are cut into segments. One that was cut off before its
-/// end is none.
+/// Where a packet ends whose IP header is at [`L3`] and tells a `length` for what begins `header` bytes
+/// behind that. One that was cut off before its end is no packet. A length of 0 is told by those that
+/// are larger than the field can say, before they are cut into segments.
 #[inline(always)]
-pub fn end(skb: &Skb, length: usize) -> Result<u32, Drop> {
-    let end = (L3 + length) as u32;
-    if length == 0 {
+pub fn end(skb: &Skb, header: usize, length: [u8; 2]) -> Result<u32, Drop> {
+    let length = u16::from_be_bytes(length);
+    let end = L3 as u32 + header as u32 + u32::from(length);
+    if length == 0 && skb.len() > u32::from(u16::MAX) {
         Ok(skb.len())
     } else if end <= skb.len() {
         Ok(end)

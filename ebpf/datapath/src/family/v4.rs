@@ -113,7 +113,7 @@ impl Family for V4 {
                 destination_port: 0,
             },
             l4_offset: (L3 + header) as u32,
-            end: end(skb, u16::from_be_bytes(ip.tot_len).into())?,
+            end: end(skb, 0, ip.tot_len)?,
             source_mac: ethernet.src_addr,
             protocol: ip.proto,
             signals: 0,

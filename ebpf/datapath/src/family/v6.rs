@@ -226,10 +226,7 @@ impl Family for V6 {
                 destination_port: 0,
             },
             l4_offset: (L3 + Ipv6Hdr::LEN) as u32,
-            end: match u16::from_be_bytes(ip.payload_len) {
-                0 => end(skb, 0)?,
-                length => end(skb, Ipv6Hdr::LEN + usize::from(length))?,
-            },
+            end: end(skb, Ipv6Hdr::LEN, ip.payload_len)?,
             source_mac: ethernet.src_addr,
             protocol: ip.next_hdr,
             signals: 0,
