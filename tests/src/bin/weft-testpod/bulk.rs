@@ -27,6 +27,9 @@ const TICK: Duration = Duration::from_millis(1);
 /// How long a receiver of datagrams waits for the first, and for one more.
 const SILENCE: Duration = Duration::from_secs(1);
 
+/// After how long a tally is of what goes on, and not of the start: bursts are over.
+const SETTLED: Duration = Duration::from_secs(1);
+
 /// What arrived.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Tally {
@@ -34,6 +37,26 @@ pub struct Tally {
     bytes: u64,
     /// From the first byte to the last, in microseconds.
     microseconds: u64,
+    /// Bytes of payload that arrived after [`SETTLED`].
+    settled_bytes: u64,
+    /// From the last byte before [`SETTLED`] to the last of all, in microseconds.
+    settled_microseconds: u64,
+}
+
+impl Tally {
+    fn report(&self) -> serde_json::Value {
+        let rate = |bytes: u64, microseconds: u64| {
+            u128::from(bytes) * 8 * 1_000_000 / u128::from(microseconds.max(1))
+        };
+        serde_json::json!({
+            "bytes": self.bytes, "microseconds": self.microseconds,
+            "bits_per_second": rate(self.bytes, self.microseconds),
+            "settled": {
+                "bytes": self.settled_bytes, "microseconds": self.settled_microseconds,
+                "bits_per_second": rate(self.settled_bytes, self.settled_microseconds),
+            },
+        })
+    }
 }
 
 /// A tally that goes on.
@@ -41,6 +64,8 @@ pub struct Tally {
 struct Count {
     bytes: u64,
     times: Option<(Instant, Instant)>,
+    /// The last arrival before [`SETTLED`], and the bytes until then.
+    start: Option<(Instant, u64)>,
 }
 
 impl Count {
@@ -49,14 +74,21 @@ impl Count {
         let first = self.times.map_or(now, |(first, _)| first);
         self.times = Some((first, now));
         self.bytes += length as u64;
+        if now - first <= SETTLED {
+            self.start = Some((now, self.bytes));
+        }
     }
 
     fn tally(&self) -> Tally {
-        let time = self.times.map(|(first, last)| last - first);
-        let microseconds = time.unwrap_or_default().as_micros();
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let (Some((first, last)), Some((settled, before))) = (self.times, self.start) else {
+            return Tally::default();
+        };
         Tally {
             bytes: self.bytes,
-            microseconds: u64::try_from(microseconds).unwrap_or(u64::MAX),
+            microseconds: micros(last - first),
+            settled_bytes: self.bytes - before,
+            settled_microseconds: micros(last - settled),
         }
     }
 }
@@ -69,12 +101,7 @@ pub async fn run(args: &BulkArgs) -> Result<ExitCode> {
         StreamProtocol::Udp => timeout(limit + SILENCE, udp(args)).await,
     };
     let tally = done??;
-    let bits = u128::from(tally.bytes) * 8 * 1_000_000;
-    let rate = bits / u128::from(tally.microseconds.max(1));
-    let report = serde_json::json!({
-        "bytes": tally.bytes, "microseconds": tally.microseconds, "bits_per_second": rate,
-    });
-    println!("{report}");
+    println!("{}", tally.report());
     Ok(ExitCode::SUCCESS)
 }
 
