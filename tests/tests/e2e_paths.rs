@@ -30,6 +30,10 @@ fn check_all(plan: Builder, routing: Routing) {
     let scene = Scene::start(plan.routing(routing));
     for family in scene.families() {
         inside::check(&scene, *family);
+        fragments::check_inside(&scene, *family);
+        if !scene.nodes_have(*family) {
+            continue;
+        }
         outside::check(&scene, *family);
         host_ports::check(&scene, *family);
         fragments::check(&scene, *family);
@@ -60,4 +64,10 @@ fn every_path_over_vxlan_with_ipv6_only() {
 #[test]
 fn every_path_over_native_routing() {
     check_all(plan("pathsn", Families::Dual), Routing::Native);
+}
+
+#[test]
+fn pods_of_both_families_over_ipv6_only() {
+    let plan = plan("pathsu", Families::DualV6First).underlay(Families::V6);
+    check_all(plan, Routing::Vxlan);
 }
