@@ -148,6 +148,9 @@ impl<A> Packet<A> {
         skb: &Skb,
         part: Part,
     ) -> Result<(), Drop> {
+        if self.l4_offset > self.end {
+            return Err(Drop::because(DropReason::Malformed));
+        }
         if let Part::Later(id) = part {
             self.datagram = id;
             return fragments::recall::<F>(self);
