@@ -122,7 +122,7 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
         .map(|(constant, since)| (*constant, u8::from(kernel >= *since)))
         .collect();
     for (constant, is_known) in &known {
-        loader.override_global(*constant, is_known, true);
+        loader.override_global(constant, is_known, true);
     }
     for name in maps::PINNED {
         loader.map_pin_path(name, options.map_dir.join(name));
