@@ -18,6 +18,7 @@
 //! - The mirror is what the maps hold: read back at the start and after every failure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -243,6 +244,8 @@ pub struct Reconciler {
     uplinks: BTreeMap<u32, String>,
     /// The node's network as the kernel last showed it.
     view: Option<View>,
+    /// The addresses that the node then had.
+    addresses: BTreeSet<IpAddr>,
     /// What is known of the node, by the API or from an earlier time.
     facts: Option<NodeFacts>,
 }
@@ -275,6 +278,7 @@ impl Reconciler {
             overlay_gone: false,
             uplinks: BTreeMap::new(),
             view: None,
+            addresses: BTreeSet::new(),
             facts: None,
             shared,
         })
@@ -356,6 +360,16 @@ impl Reconciler {
             return Ok(view.clone());
         }
         let view = self.node.observe().await?;
+        let interfaces = view.node.interfaces.values();
+        let addresses: BTreeSet<IpAddr> = interfaces
+            .flat_map(|interface| interface.addresses.iter().map(|address| address.ip))
+            .collect();
+        if let Some(gone) = self.addresses.difference(&addresses).next() {
+            // A connection that has it gets no answers, and no error either.
+            info!(address = %gone, "the node lost an address; connecting to the API anew");
+            self.shared.cluster.reconnect();
+        }
+        self.addresses = addresses;
         self.view = Some(view.clone());
         Ok(view)
     }

@@ -103,7 +103,7 @@ async fn run_agent(config: Config) -> Result<()> {
     let _lock = lock(&config.state_dir.join("lock")).await?;
 
     let client = connect(&config).await?;
-    let mut agent = Agent::start(config, &client).await?;
+    let mut agent = Agent::start(config, client).await?;
     let result = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
@@ -186,7 +186,7 @@ struct Agent {
 }
 
 impl Agent {
-    async fn start(config: Config, client: &kube::Client) -> Result<Self> {
+    async fn start(config: Config, client: kube::Client) -> Result<Self> {
         let options = Options {
             map_dir: config.map_dir(),
             capacities: config.capacities.clone(),
@@ -234,8 +234,7 @@ impl Agent {
 
         let mut tasks = JoinSet::new();
         let requests = TaskTracker::new();
-        let timeout = shared.config.watch_timeout;
-        shared.cluster.start(client, timeout, &mut tasks);
+        tasks.spawn(watch(shared.clone(), client));
         tasks.spawn(Reconciler::new(shared.clone(), node)?.run());
         tasks.spawn(read_events(events, shared.clone(), drops.clone()));
         if let Some(traces) = traces {
@@ -261,6 +260,25 @@ impl Agent {
             accepting,
             requests,
         })
+    }
+}
+
+/// Watches the cluster, and begins anew with other connections when those that there are lead nowhere.
+/// Ends only when a watch failed.
+async fn watch(shared: Arc<Shared>, mut client: kube::Client) {
+    loop {
+        let mut watches = JoinSet::new();
+        let timeout = shared.config.watch_timeout;
+        shared.cluster.start(&client, timeout, &mut watches);
+        tokio::select! {
+            () = shared.cluster.must_reconnect() => {}
+            _ = watches.join_next() => return,
+        }
+        match connect(&shared.config).await {
+            Ok(new) => client = new,
+            // The old one's connections end by themselves, if late.
+            Err(error) => warn!(error = format!("{error:#}"), "cannot make a new client"),
+        }
     }
 }
 

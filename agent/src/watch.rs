@@ -90,6 +90,7 @@ pub(crate) fn unix_seconds<S: serde::Serializer>(
 pub struct Cluster {
     inner: Mutex<Inner>,
     changed: Notify,
+    reconnect: Notify,
     synced: watch::Sender<bool>,
 }
 
@@ -119,6 +120,7 @@ impl Cluster {
                 warnings: BTreeMap::new(),
             }),
             changed: Notify::new(),
+            reconnect: Notify::new(),
             synced: watch::Sender::new(false),
         })
     }
@@ -152,6 +154,17 @@ impl Cluster {
             plain(),
             POLICIES,
         ));
+    }
+
+    /// Has the watches begin anew with connections of their own: those that there are lead nowhere.
+    /// What is known stays until the new lists replace it.
+    pub fn reconnect(&self) {
+        self.reconnect.notify_one();
+    }
+
+    /// Resolves after the next [`Self::reconnect`], or at once if there was one since the last call.
+    pub async fn must_reconnect(&self) {
+        self.reconnect.notified().await;
     }
 
     /// Resolves after the next change, or at once if there was one since the last call.
