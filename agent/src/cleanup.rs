@@ -6,9 +6,9 @@
 //! removed, so that no pod ever passes traffic without them.
 //!
 //! It does nothing while an agent runs, which would make things anew. Each thing is tried whatever
-//! became of the others, and what is gone already is fine, so it can be repeated. Kernel settings
-//! that the agent changed (forwarding, reverse-path checks, reserved ports) stay: by now others may
-//! rely on them.
+//! became of the others, and what is gone already is fine, so it can be repeated. Ports that the agent
+//! added to the kernel's reserved ones are taken out again. Other settings that it changed (forwarding,
+//! reverse-path checks) stay: by now others may rely on them.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -29,11 +29,18 @@ use crate::cli::{CleanupArgs, Output};
 use crate::cni::install::CONFLIST;
 use crate::cni::restore;
 use crate::netlink::filters::{self, Side};
-use crate::netlink::{Link, Netlink, ours, overlay};
+use crate::netlink::{Link, Netlink, ours, overlay, reserved};
 use crate::persist::TEMPORARY;
 
 /// What the agent keeps in its state directory. Anything else there is somebody else's.
-const STATE: [&str; 5] = ["cni-queue", "endpoints", "ipam", "node.json", "lock"];
+const STATE: [&str; 6] = [
+    "cni-queue",
+    "endpoints",
+    "ipam",
+    "node.json",
+    reserved::FILE,
+    "lock",
+];
 /// What the agent has in its run directory.
 const RUN: [&str; 4] = ["cni.sock", "cni.new", "weft.sock", "weft.new"];
 
@@ -140,8 +147,12 @@ async fn clean(args: &CleanupArgs) -> Report {
         Err(error) => report.leave("network", "of this node", &error),
     }
     pins(&args.bpf_root, &mut report);
-    directory(&args.run_dir, &RUN, &mut report);
-    directory(&args.state_dir, &STATE, &mut report);
+    let kept = match reserved_ports(&args.state_dir, &mut report) {
+        true => None,
+        false => Some(reserved::FILE),
+    };
+    directory(&args.run_dir, &RUN, None, &mut report);
+    directory(&args.state_dir, &STATE, kept, &mut report);
     report
 }
 
@@ -292,13 +303,31 @@ fn walk(dir: &Path, paths: &mut Vec<(PathBuf, bool)>) -> io::Result<()> {
     Ok(())
 }
 
-/// The known parts of a directory, and the directory once nothing else is in it.
-fn directory(dir: &Path, parts: &[&str], report: &mut Report) {
+/// Ports that only the datapath needed; false when they could not be given back.
+fn reserved_ports(state: &Path, report: &mut Report) -> bool {
+    let Some(ports) = reserved::to_give_back(state) else {
+        return true;
+    };
+    let result = match report.dry_run {
+        true => Ok(()),
+        false => reserved::give_back(state),
+    };
+    let done = result.is_ok();
+    report.note("reserved ports", &ports, result);
+    done
+}
+
+/// The known parts of a directory, and the directory once nothing else is in it. One part may have to
+/// be `kept` for the next attempt.
+fn directory(dir: &Path, parts: &[&str], kept: Option<&str>, report: &mut Report) {
     let Ok(entries) = fs::read_dir(dir) else {
         return;
     };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
+        if kept == Some(name.as_str()) {
+            continue;
+        }
         if !parts.contains(&name.as_str()) && !name.starts_with(TEMPORARY) {
             report.leave(
                 "file",

@@ -32,7 +32,7 @@ use crate::config::{Config, Masquerade};
 use crate::endpoints::{Endpoints, Record};
 use crate::netlink::routes::{self, Route, Via};
 use crate::netlink::uplinks::{self, Criteria, HostRoute, Observed, PodLinks, Uplink};
-use crate::netlink::{Link, NetNs, Netlink, overlay, qdisc, sysctl, veth};
+use crate::netlink::{Link, NetNs, Netlink, overlay, qdisc, reserved, sysctl, veth};
 
 /// The smallest MTU with which the kernel lets an interface have IPv6.
 const IPV6_MTU_MIN: u32 = 1280;
@@ -236,7 +236,9 @@ impl NodeSetup {
                 last_port,
                 ..
             } = self.options.masquerade;
-            sysctl::reserve_ports(first_port, last_port);
+            if let Some(state) = self.options.path.parent() {
+                reserved::reserve(first_port, last_port, state);
+            }
         }
         if network.routing == Routing::Vxlan {
             network.overlay = self.overlay(network.overlay_mtu, attach).await?;

@@ -9,8 +9,8 @@
 //!    |-- [qdisc]     whether an uplink sends packets at their departure times
 //!    `-- [monitor]   tells when somebody changes any of it
 //!  [filters], [look], [ours]   what there is, for checks and cleanup
-//!  [filters], [look]   what there is, for checks and cleanup
 //!  [sysctl]    the kernel settings that forwarding needs
+//!  [reserved]  the ports that the node's own sockets must not pick
 //! ```
 //!
 //! Everything here is idempotent: each function looks at what is there and changes what differs, so
@@ -23,6 +23,7 @@ pub mod netns;
 pub mod ours;
 pub mod overlay;
 pub mod qdisc;
+pub mod reserved;
 pub mod routes;
 pub mod socket;
 pub mod sysctl;
