@@ -9,7 +9,7 @@ use kube::{Api, ResourceExt as _};
 use nix::mount::{MntFlags, umount2};
 
 use super::families::{Family, NODES};
-use super::{Playground, cgroup, network};
+use super::{Playground, Routing, cgroup, network};
 use crate::netns;
 
 impl Playground {
@@ -24,6 +24,12 @@ impl Playground {
         let node = self.node(node)?;
         network::set_mtu(&node.netns, network::UPLINK, mtu)?;
         network::set_mtu(&self.plane().fabric, &node.name, mtu)
+    }
+
+    /// Changes how pods' packets get from node to node. Agents that run keep to what they were started
+    /// with; those that are started from now on are told the new way.
+    pub fn set_routing(&mut self, routing: Routing) {
+        self.plan.routing = routing;
     }
 
     /// Gives a node's uplink one more address of the nodes' network. The Node object does not show
