@@ -76,6 +76,9 @@ struct ServeArgs {
     /// The name to answer with.
     #[arg(long, env = "HOSTNAME", default_value = "nameless")]
     name: String,
+    /// Seconds to go on serving after the signal to end.
+    #[arg(long, default_value = "0", value_parser = seconds)]
+    linger: Duration,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

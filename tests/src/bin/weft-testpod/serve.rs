@@ -47,7 +47,12 @@ pub async fn run(args: &ServeArgs) -> Result<ExitCode> {
         }
     }
     println!("serving");
-    servers.run_until(terminated()).await?;
+    let end = async {
+        let told = terminated().await;
+        tokio::time::sleep(args.linger).await;
+        told
+    };
+    servers.run_until(end).await?;
     Ok(ExitCode::SUCCESS)
 }
 
