@@ -38,6 +38,7 @@ use crate::{
     family::Family,
     flows, fragments,
     icmp::{self, Quoted},
+    outcome::Outcome,
     packet::{ERROR, OPENS, Packet, protocol},
     policy::{self, Allowed, Question},
     rewrite, route, services,
@@ -171,6 +172,33 @@ pub fn decide<F: Family, const POINT: u8>(
         from: &work.source.side,
         to: &work.destination.side,
     }))
+}
+
+/// What the host stack says of a packet that it was given translated, it says of the translated one:
+/// here it becomes one about the packet that its sender knows. Where it goes is the host's to say.
+///
+/// A function of its own, so that its stack and its caller's do not add up with those of the steps.
+#[inline(never)]
+pub fn own_error<F: Family, const POINT: u8>(skb: &Skb) -> Outcome {
+    Outcome::pack(correct::<F, POINT>(skb).map(|()| Action::Pass))
+}
+
+/// See [`own_error`].
+#[inline(always)]
+fn correct<F: Family, const POINT: u8>(skb: &Skb) -> Result<(), Drop> {
+    let packet = scratch_packet::<F>()?;
+    if skb.ingress_ifindex() != 0 || F::parse(skb, packet).is_err() || !packet.has(ERROR) {
+        return Ok(());
+    }
+    scratch::<F>()?.point = POINT;
+    let _ = F::begin(skb).unpack()?;
+    let _ = F::read_quote(skb).unpack()?;
+    // An error means that it is about no flow.
+    if F::relate(skb).unpack().is_ok() && scratch::<F>()?.fate == Fate::Quoting {
+        let _ = F::requote_error(skb).unpack()?;
+        let _ = F::readdress(skb).unpack()?;
+    }
+    Ok(())
 }
 
 /// A later fragment that comes before the first one waits for it.

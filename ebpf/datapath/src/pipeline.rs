@@ -18,7 +18,7 @@ use weft_abi::{
 
 use crate::{
     addresses, clock, config,
-    decide::{decide, others, scratch_packet, wait},
+    decide::{decide, others, own_error, scratch_packet, wait},
     deliver::{Delivery, deliver, write_macs},
     drops::Drop,
     family::{Family, V4, V6},
@@ -189,9 +189,12 @@ fn strange<F: Family>(skb: &Skb, drop: Drop) -> Result<Action, Drop> {
 /// What the host stack routes into the overlay: only the way is Weft's business, not the flow.
 #[inline(always)]
 fn encapsulate<F: Family>(skb: &Skb, config: &Config) -> Result<Action, Drop> {
-    let Some((_, destination, _)) = F::ends(skb) else {
+    let Some((_, destination, protocol)) = F::ends(skb) else {
         return Err(Drop::because(DropReason::Malformed));
     };
+    if protocol == F::ICMP {
+        let _ = own_error::<F, POINT_TO_OVERLAY>(skb).unpack()?;
+    }
     match addresses::ipcache::<F>(destination) {
         Some(entry) if addresses::leads_through_overlay(entry) => {
             write_macs(skb, OVERLAY_MAC, OVERLAY_PEER_MAC)?;
@@ -202,32 +205,52 @@ fn encapsulate<F: Family>(skb: &Skb, config: &Config) -> Result<Action, Drop> {
     }
 }
 
-/// What the host stack sends out of an uplink. Packets of pods come here only where Weft left one to
-/// the stack, which had an answer to it, or cut it into fragments: those leave as the flow knows.
+/// What the host stack sends out of an uplink.
 #[inline(always)]
 fn leave<F: Family>(skb: &Skb, config: &Config) -> Result<Action, Drop> {
-    let Some((source, destination, _)) = F::ends(skb) else {
+    let Some((source, destination, protocol)) = F::ends(skb) else {
         return Ok(Action::Pass);
     };
-    if addresses::endpoint::<F>(source).is_none() {
-        return Ok(Action::Pass);
+    if addresses::endpoint::<F>(source).is_some() {
+        return leave_pod::<F>(skb, config, destination).unpack();
     }
+    if protocol == F::ICMP {
+        let _ = own_error::<F, POINT_TO_NETDEV>(skb).unpack()?;
+    }
+    Ok(Action::Pass)
+}
+
+/// Packets of pods leave by the host stack only where Weft left one to it, which had an answer to it,
+/// or cut it into fragments: those leave as the flow knows.
+#[inline(never)]
+fn leave_pod<F: Family>(skb: &Skb, config: &Config, destination: F::Addr) -> Outcome {
+    Outcome::pack(leave_as_known::<F>(skb, config, destination))
+}
+
+/// See [`leave_pod`].
+#[inline(always)]
+fn leave_as_known<F: Family>(
+    skb: &Skb,
+    config: &Config,
+    destination: F::Addr,
+) -> Result<Action, Drop> {
     let inside = config.flags & F::MASQUERADE == 0
         || match addresses::ipcache::<F>(destination) {
             Some(entry) => entry.kind != KIND_WORLD || entry.flags & IPCACHE_NO_MASQUERADE != 0,
             None => false,
         };
-    let mut packet = F::EMPTY;
-    F::parse(skb, &mut packet)?;
+    let packet = scratch_packet::<F>()?;
+    F::parse(skb, packet)?;
+    let packet = &*packet;
     let (key, from) = flows::key::<F>(&packet.tuple, packet.protocol);
-    let known = flows::live::<F>(&packet, &key, from, clock::now(), config.ticks_per_second);
+    let known = flows::live::<F>(packet, &key, from, clock::now(), config.ticks_per_second);
     match known {
         Some(flow)
             if flow.flags & (FLOW_FRONT | FLOW_MASQUERADE) == FLOW_FRONT | FLOW_MASQUERADE
                 && from == usize::from(flow.initiator)
                 && flow.sides[1 - from].ifindex == skb.ifindex() =>
         {
-            rewrite::<F>(skb, &packet, &flow.xlat)?;
+            rewrite::<F>(skb, packet, &flow.xlat)?;
             Ok(Action::Pass)
         }
         // What was opened from outside is answered as it was asked.
