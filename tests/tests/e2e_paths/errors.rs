@@ -95,6 +95,19 @@ fn traces(scene: &Scene, family: Family) {
         Some(SERVICE_CLOSED),
         &hops,
     );
+    // Behind a hostPort as well: routers and the node, and only then the pod, which is called by the
+    // node's name.
+    let [lan, fabric] = scene.playground.routers_from_outside(family);
+    for (from, hops) in [
+        (Place::Outside, &[lan, fabric, node1, node1][..]),
+        (Place::Host("node2"), &[node1, node1]),
+        (Place::Pod("c"), &[node2, node1, node1]),
+        (Place::Pod("a"), &[node1, node1]),
+    ] {
+        for port in [HOST_UDP, HOST_CLOSED] {
+            expect_trace(scene, from, "udp", node1, Some(port), hops);
+        }
+    }
 }
 
 fn expect_trace(
