@@ -165,3 +165,28 @@ fn errors_of_both_ends_find_the_other() {
         assert_eq!(answer(&left).destination, NODE.at(f));
     }
 }
+
+/// What the node's stack says about a packet that was translated before it came to it.
+#[test]
+fn the_nodes_errors_are_about_what_the_client_sent() {
+    for f in families() {
+        let (mut lab, _) = with_ports(&[]);
+        let mut asked = f.packet(OUTSIDE, NODE, Payload::udp(50000, 8053));
+        asked.ttl = 1;
+        let verdict = lab.arrive(&asked);
+        assert!(verdict.passed(), "{verdict:?}");
+        let came = verdict.packet();
+        assert_eq!(came.destination, DB.at(f), "the stack would forward it");
+        let told = came.error(NODE.at(f), IcmpError::TimeExceeded, usize::MAX);
+        let verdict = lab.leave(0, &told);
+        assert!(verdict.passed(), "{verdict:?}");
+        let left = verdict.packet();
+        assert_eq!((left.source, left.destination), (NODE.at(f), OUTSIDE.at(f)));
+        let expected = asked.error(NODE.at(f), IcmpError::TimeExceeded, usize::MAX);
+        assert_eq!(left.payload, expected.payload, "to the byte");
+        // What the stack says about packets of its own is its own.
+        let other = f.packet(OUTSIDE, NODE, Payload::udp(50000, 9));
+        let told = other.error(NODE.at(f), IcmpError::PortUnreachable, usize::MAX);
+        assert_eq!(lab.leave(0, &told), Verdict::Pass(told.to_bytes(), 0));
+    }
+}
