@@ -190,11 +190,6 @@ impl Lab {
             }
         }
         let mut loaded = Loaded::new(loader.load(DATAPATH).context("cannot load the ELF")?);
-        for name in programs::ALL {
-            program(&mut loaded, name)?
-                .load()
-                .with_context(|| format!("program {name}"))?;
-        }
         let uplinks = HashMap::try_from(another_handle(&mut loaded, "uplinks")?)?;
         let tables = Tables::new(&mut loaded)?;
         let mut take = |name: &str| {
@@ -585,11 +580,17 @@ impl Lab {
     }
 }
 
+/// A program of the ELF. It is loaded when it is first asked for: a test asks for few of them, and the
+/// verifier takes its time.
 fn program<'a>(loaded: &'a mut Loaded, name: &str) -> Result<&'a mut SchedClassifier> {
     let program = loaded.ebpf_mut().program_mut(name);
-    Ok(program
+    let program: &mut SchedClassifier = program
         .with_context(|| format!("the ELF has no program {name}"))?
-        .try_into()?)
+        .try_into()?;
+    if program.fd().is_err() {
+        program.load().with_context(|| format!("program {name}"))?;
+    }
+    Ok(program)
 }
 
 /// The one reason whose counter went up, by one.
