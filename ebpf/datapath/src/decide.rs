@@ -894,11 +894,11 @@ pub fn relate<F: Family>(skb: &Skb) -> Result<Action, Drop> {
     work.fate = Fate::Once;
     work.destination
         .locate::<F>(packet.tuple.destination, config);
-    if work.point == POINT_FROM_NETDEV {
-        if !work.destination.is_endpoint() || !check_uplink(skb, &mut work.source)? {
-            work.fate = Fate::NotOurs;
-            return Ok(Action::Pass);
-        }
+    if work.point == POINT_FROM_NETDEV
+        && (!work.destination.is_endpoint() || !check_uplink(skb, &mut work.source)?)
+    {
+        work.fate = Fate::NotOurs;
+        return Ok(Action::Pass);
     }
     check_destination(skb, config, work)?;
     Ok(Action::Pass)
