@@ -25,7 +25,7 @@ enum Task {
     Test(PassedOn),
     /// Run the demonstration cluster (as root): `--keep` leaves it, `--clean` removes it.
     Demo(PassedOn),
-    /// Run a benchmark (as root), for example `bench datapath`.
+    /// Run a benchmark (as root): `bench datapath` or `bench cni`.
     Bench(PassedOn),
     /// Load the datapath and run the packet tests on other kernels, in virtual machines.
     Vm(VmArgs),

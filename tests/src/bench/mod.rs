@@ -11,6 +11,7 @@
 
 mod bare;
 mod cluster;
+pub mod cni;
 mod load;
 mod packets;
 mod programs;

@@ -17,11 +17,14 @@ struct Cli {
 enum Benchmark {
     /// What a packet, a connection and a stream cost, through Weft and through plain routing.
     Datapath(bench::Datapath),
+    /// How long a pod waits for its network: ADD and DEL, alone and many at once.
+    Cni(bench::cni::Cni),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().benchmark {
         Benchmark::Datapath(options) => bench::datapath(&options),
+        Benchmark::Cni(options) => bench::cni::cni(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

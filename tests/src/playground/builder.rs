@@ -33,6 +33,7 @@ pub struct Builder {
     pub(super) pods: [PodRange; 2],
     pub(super) services: [IpNet; 2],
     pub(super) agents: bool,
+    pub(super) kubelets: bool,
     pub(super) agent_flags: Vec<String>,
 }
 
@@ -59,6 +60,7 @@ impl Default for Builder {
             ],
             services: [v4([10, 96], 16), v6([0xfd00, 0x10, 0x96], 112)],
             agents: true,
+            kubelets: true,
             agent_flags: Vec::new(),
         }
     }
@@ -148,6 +150,13 @@ impl Builder {
     #[must_use]
     pub fn without_agents(mut self) -> Self {
         self.agents = false;
+        self
+    }
+
+    /// Leaves the nodes without kubelets: pods stay objects, for the test to be their runtime.
+    #[must_use]
+    pub fn without_kubelets(mut self) -> Self {
+        self.kubelets = false;
         self
     }
 

@@ -222,7 +222,9 @@ impl Playground {
         fs::write(&file, kubeconfig(&format!("http://{api}")))
             .with_context(|| format!("writing {}", file.display()))?;
         self.register_node(&name)?;
-        self.start_kubelet(&name)?;
+        if self.plan.kubelets {
+            self.start_kubelet(&name)?;
+        }
         Ok(name)
     }
 
