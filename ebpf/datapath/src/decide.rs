@@ -344,7 +344,9 @@ pub fn begin<F: Family>(skb: &Skb) -> Result<Action, Drop> {
     work.translated = false;
     work.real = work.packet.tuple;
     work.own_node = work.point == POINT_TO_CONTAINER && skb.ingress_ifindex() == 0;
-    if work.point == POINT_FROM_CONTAINER && F::stays_on_link(work.packet.tuple.destination) {
+    let between_pods_and_host =
+        work.point == POINT_FROM_CONTAINER || work.point == POINT_TO_CONTAINER;
+    if between_pods_and_host && F::stays_on_link(work.packet.tuple.destination) {
         return Err(Drop::because(DropReason::LinkLocal));
     }
     origin::<F>(skb, config, work)?;

@@ -192,6 +192,9 @@ fn encapsulate<F: Family>(skb: &Skb, config: &Config) -> Result<Action, Drop> {
     let Some((_, destination, protocol)) = F::ends(skb) else {
         return Err(Drop::because(DropReason::Malformed));
     };
+    if F::stays_on_link(destination) {
+        return Err(Drop::because(DropReason::LinkLocal));
+    }
     if protocol == F::ICMP {
         let _ = own_error::<F, POINT_TO_OVERLAY>(skb).unpack()?;
     }
