@@ -20,7 +20,10 @@ use aya_log_ebpf::debug;
 use weft_abi::{
     config::Config,
     drop::DropReason,
-    event::{POINT_FROM_CONTAINER, POINT_FROM_NETDEV, POINT_FROM_OVERLAY, POINT_TO_CONTAINER},
+    event::{
+        POINT_FROM_CONTAINER, POINT_FROM_NETDEV, POINT_FROM_OVERLAY, POINT_TO_CONTAINER,
+        POINT_TO_NETDEV,
+    },
     flow::{
         FLOW_BACK, FLOW_FRONT, FLOW_MASQUERADE, FLOW_OWN_NODE, Flow, HOP_HOST, HOP_NONE,
         HOP_TUNNEL, HOP_UPLINK, Side, Tuple,
@@ -39,7 +42,7 @@ use crate::{
     flows, fragments,
     icmp::{self, Quoted},
     outcome::Outcome,
-    packet::{ERROR, OPENS, Packet, protocol},
+    packet::{ERROR, Icmp, OPENS, Packet, protocol},
     policy::{self, Allowed, Question},
     rewrite, route, services,
     skb::{Action, Skb},
@@ -252,7 +255,7 @@ pub fn others<F: Family, const POINT: u8>(skb: &Skb) -> Result<(), Drop> {
 pub fn follow<F: Family>(skb: &Skb) -> Result<Action, Drop> {
     let work = scratch::<F>()?;
     fragments::remember::<F>(&work.packet);
-    if work.point != POINT_TO_CONTAINER {
+    if work.point != POINT_TO_CONTAINER && work.point != POINT_TO_NETDEV {
         fragments::resume::<F>(skb, &work.packet)?;
     }
     Ok(Action::Pass)
@@ -638,13 +641,19 @@ pub fn leave<F: Family>(skb: &Skb) -> Result<Action, Drop> {
         || end.kind == KIND_HOST
     {
         return Ok(Action::Pass);
+    } else if work.real.destination == F::HAIRPIN {
+        // What a pod answers itself, in a flow that is forgotten.
+        return Err(Drop::because(DropReason::NoRoute));
     } else {
-        match route::interface::<F>(skb, &work.real, packet.protocol, &mut work.fib) {
-            Some(ifindex) => ifindex,
-            None => return Ok(Action::Pass),
-        }
+        route::interface::<F>(skb, &work.real, packet.protocol, &mut work.fib).unwrap_or(0)
     };
+    // A flow whose uplink or address is away keeps its translation until they are back: what the host
+    // stack says of its packets meanwhile is no decision.
+    let waits = work.known && work.initiates && work.before.flags & FLOW_MASQUERADE != 0;
     let Some(uplink) = addresses::uplink(ifindex) else {
+        if waits {
+            work.fate = Fate::Once;
+        }
         return Ok(Action::Pass);
     };
     let inside = end.kind != KIND_WORLD || end.flags & IPCACHE_NO_MASQUERADE != 0;
@@ -658,8 +667,15 @@ pub fn leave<F: Family>(skb: &Skb) -> Result<Action, Drop> {
     }
     let Some(address) = F::uplink_address(uplink) else {
         // Likewise.
+        if waits {
+            work.fate = Fate::Once;
+        }
         return Ok(Action::Pass);
     };
+    if packet.protocol == F::ICMP && !matches!(F::icmp(packet.icmp[0]), Icmp::Request) {
+        // Nothing would tell what answers it from what the node receives itself.
+        return Err(Drop::because(DropReason::NotMasqueraded));
+    }
     end.set_uplink(ifindex, uplink);
     work.masquerade = true;
     work.real.source = address;
@@ -750,6 +766,7 @@ pub fn claim_back<F: Family>(_: &Skb) -> Result<Action, Drop> {
     if ours && !work.packet.has(OPENS) {
         // What the other end has sent so far outlives the decision, but not the connection.
         keep(&mut work.flow.sides[1 - from], &old.sides[1 - from]);
+        work.destination.side.seen |= old.sides[1 - from].seen;
     }
     let over =
         flows::closed(old) || flows::expired(old, protocol, work.now, config.ticks_per_second);
@@ -864,7 +881,7 @@ pub fn relate<F: Family>(skb: &Skb) -> Result<Action, Drop> {
     if work.quotes
         && work.quoted.tuple.source == packet.tuple.destination
         // Pods are no routers: what they report are packets to themselves.
-        && (work.point != POINT_FROM_CONTAINER
+        && ((work.point != POINT_FROM_CONTAINER && work.source.kind != KIND_REMOTE_POD)
             || work.quoted.tuple.destination == packet.tuple.source)
     {
         let protocol = work.quoted.protocol;
@@ -882,6 +899,10 @@ pub fn relate<F: Family>(skb: &Skb) -> Result<Action, Drop> {
                 || flow.flags & (FLOW_FRONT | FLOW_BACK) == 0
                 || work.point == POINT_TO_CONTAINER
             {
+                if work.point == POINT_FROM_NETDEV && !check_uplink(skb, &mut work.source)? {
+                    work.fate = Fate::NotOurs;
+                    return Ok(Action::Pass);
+                }
                 work.destination.side = flow.sides[1 - from];
                 work.fate = Fate::Error;
                 if translates {

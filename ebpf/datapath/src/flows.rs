@@ -191,8 +191,9 @@ pub fn account(side: &mut Side, signals: u8, length: u32) {
 /// Refreshes the entry's age, and now and then its twin.
 ///
 /// The twin of a translated flow's entry is the one under the other tuple. Each is used by one
-/// direction only; a visit every few seconds keeps the LRU from evicting one while the other lives,
-/// and the end of a connection is told to both at once. Returns false if the twin is gone, or the
+/// direction only; a visit every few seconds keeps the LRU from evicting one while the other lives.
+/// What an end does for the first time, and the end of a connection, is told to both at once: how long
+/// an entry may idle depends on what both ends have sent. Returns false if the twin is gone, or the
 /// client's packets lead to an entry that is another flow's by now: then the flow must be decided
 /// again.
 #[inline(always)]
@@ -203,13 +204,13 @@ pub fn refresh<F: Family>(
     now: u32,
 ) -> bool {
     let then = flow.last_seen;
-    let ends = packet.has(FIN | RST);
-    if then == now && !ends {
+    let tells = packet.has(FIN | RST) || seen_bits(packet.signals) & !flow.sides[from].seen != 0;
+    if then == now && !tells {
         return true;
     }
     flow.last_seen = now;
     let translated = flow.flags & (FLOW_FRONT | FLOW_BACK) != 0;
-    if !translated || !(ends || crosses_beat(now, then)) {
+    if !translated || !(tells || crosses_beat(now, then)) {
         return true;
     }
     visit_twin::<F>(flow, packet, from, now)

@@ -248,19 +248,27 @@ fn leave_as_known<F: Family>(
     let (key, from) = flows::key::<F>(&packet.tuple, packet.protocol);
     let known = flows::live::<F>(packet, &key, from, clock::now(), config.ticks_per_second);
     match known {
+        // Not by a translation of an earlier epoch: its address may be gone.
         Some(flow)
             if flow.flags & (FLOW_FRONT | FLOW_MASQUERADE) == FLOW_FRONT | FLOW_MASQUERADE
                 && from == usize::from(flow.initiator)
+                && flow.epoch == config.epoch
                 && flow.sides[1 - from].ifindex == skb.ifindex() =>
         {
             rewrite::<F>(skb, packet, &flow.xlat)?;
-            Ok(Action::Pass)
+        }
+        // What was asked of a port of the node is answered by the node.
+        Some(flow) if flow.flags & FLOW_BACK != 0 && from != usize::from(flow.initiator) => {
+            rewrite::<F>(skb, packet, &flow.xlat)?;
         }
         // What was opened from outside is answered as it was asked.
-        Some(flow) if flow.flags & FLOW_FRONT == 0 && from != usize::from(flow.initiator) => {
-            Ok(Action::Pass)
-        }
-        _ if inside => Ok(Action::Pass),
-        _ => Err(Drop::because(DropReason::NotMasqueraded)),
+        Some(flow) if flow.flags & FLOW_FRONT == 0 && from != usize::from(flow.initiator) => {}
+        _ if inside => {}
+        _ => return Err(Drop::because(DropReason::NotMasqueraded)),
     }
+    if packet.has(FIRST) {
+        // The stack cut it: the others come by the same way.
+        others::<F, POINT_TO_NETDEV>(skb)?;
+    }
+    Ok(Action::Pass)
 }

@@ -8,6 +8,7 @@
 mod fragments;
 mod fuzz;
 mod hostile;
+mod hostile_uplink;
 mod hostport;
 mod icmp;
 mod input;
