@@ -52,6 +52,8 @@ const DEBOUNCE: Duration = Duration::from_millis(3);
 
 /// How long to wait for more changes of the node's network after the first: they come in bursts.
 const KERNEL_DEBOUNCE: Duration = Duration::from_millis(20);
+/// How old a look at the kernel may be when something else is to be done.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// What the agent's tasks share.
 #[derive(Debug)]
@@ -242,8 +244,10 @@ pub struct Reconciler {
     overlay_gone: bool,
     /// The uplinks with this agent's programs: names by index.
     uplinks: BTreeMap<u32, String>,
-    /// The node's network as the kernel last showed it.
+    /// The node's network as the kernel last showed it, unless it was told of a change since.
     view: Option<View>,
+    /// The same whatever was told, and when that was.
+    seen: Option<(Instant, View)>,
     /// The addresses that the node then had.
     addresses: BTreeSet<IpAddr>,
     /// What is known of the node, by the API or from an earlier time.
@@ -278,6 +282,7 @@ impl Reconciler {
             overlay_gone: false,
             uplinks: BTreeMap::new(),
             view: None,
+            seen: None,
             addresses: BTreeSet::new(),
             facts: None,
             shared,
@@ -314,40 +319,55 @@ impl Reconciler {
         }
     }
 
-    /// Waits until there is something to do.
+    /// Waits until there is something to do. While pods come and go the kernel's answers take long,
+    /// and a change of the cluster does not wait for them.
     async fn changed(&mut self) {
         let cluster = Arc::clone(&self.shared.cluster);
         loop {
-            tokio::select! {
-                () = cluster.changed() => {
-                    tokio::time::sleep(DEBOUNCE).await;
-                    return;
-                }
-                told = self.monitor.changed() => {
-                    if let Err(error) = told {
-                        warn!(%error, "changes of the node's network may go unnoticed; listening anew");
-                        tokio::time::sleep(KERNEL_DEBOUNCE).await;
+            if self.view.is_some() {
+                tokio::select! {
+                    () = cluster.changed() => return tokio::time::sleep(DEBOUNCE).await,
+                    told = self.monitor.changed() => {
                         self.view = None;
-                        match Monitor::new() {
-                            Ok(monitor) => self.monitor = monitor,
-                            Err(error) => warn!(%error, "cannot listen to the kernel"),
+                        if let Err(error) = told {
+                            warn!(%error, "changes of the node's network may go unnoticed; \
+                                listening anew");
+                            tokio::time::sleep(KERNEL_DEBOUNCE).await;
+                            match Monitor::new() {
+                                Ok(monitor) => self.monitor = monitor,
+                                Err(error) => warn!(%error, "cannot listen to the kernel"),
+                            }
+                            return;
                         }
-                        return;
                     }
                 }
-            }
-            self.view = None;
-            tokio::select! {
-                () = cluster.changed() => {
-                    tokio::time::sleep(DEBOUNCE).await;
-                    return;
+                tokio::select! {
+                    () = cluster.changed() => return tokio::time::sleep(DEBOUNCE).await,
+                    () = tokio::time::sleep(KERNEL_DEBOUNCE) => {}
                 }
-                () = tokio::time::sleep(KERNEL_DEBOUNCE) => {}
             }
-            match self.look().await {
+            let looked = tokio::select! {
+                () = cluster.changed() => return tokio::time::sleep(DEBOUNCE).await,
+                looked = self.look() => looked,
+            };
+            match looked {
                 Ok(view) if self.node.is_current(&view) => {}
-                _ => return,
+                Ok(_) => return,
+                Err(_) => {
+                    // The next application tells, as it looks again.
+                    self.seen = None;
+                    return tokio::time::sleep(KERNEL_DEBOUNCE).await;
+                }
             }
+        }
+    }
+
+    /// The node's network as it was a moment ago, for what else there is to do: what changed since then
+    /// is looked at before anything is waited for.
+    async fn look_for_others(&mut self) -> Result<View> {
+        match &self.seen {
+            Some((at, view)) if at.elapsed() < LOOK_AGAIN => Ok(view.clone()),
+            _ => self.look().await,
         }
     }
 
@@ -371,6 +391,7 @@ impl Reconciler {
         }
         self.addresses = addresses;
         self.view = Some(view.clone());
+        self.seen = Some((Instant::now(), view.clone()));
         Ok(view)
     }
 
@@ -524,7 +545,7 @@ impl Reconciler {
     }
 
     async fn set_up_node(&mut self) -> Result<()> {
-        let view = self.look().await?;
+        let view = self.look_for_others().await?;
         let own_addresses = view.node.own_addresses();
         let config = &self.shared.config;
         let given = config.node_addresses.as_slice();
