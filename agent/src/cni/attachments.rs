@@ -51,6 +51,10 @@ const READY_TIMEOUT: Duration = Duration::from_secs(10);
 /// known.
 const READY_TIMEOUT_OFFLINE: Duration = Duration::from_secs(1);
 
+/// How many ADDs make interfaces at once. The kernel makes one at a time, and waits for all CPUs while
+/// it attaches a program: more would not end sooner, but all of them only when the last one does.
+const PLUMBING: usize = 8;
+
 /// Attaches and detaches pods.
 #[derive(Debug)]
 pub struct Attachments {
@@ -59,6 +63,8 @@ pub struct Attachments {
     /// One request about a container at a time.
     pub(super) locks: Locks,
     pub(super) adding: Adding,
+    /// For [`PLUMBING`].
+    plumbing: tokio::sync::Semaphore,
     /// One GC at a time.
     pub(super) collection: tokio::sync::Mutex<()>,
 }
@@ -75,6 +81,7 @@ impl Attachments {
             netlink: Netlink::host()?,
             locks: Locks::default(),
             adding: Adding::default(),
+            plumbing: tokio::sync::Semaphore::new(PLUMBING),
             collection: tokio::sync::Mutex::default(),
         })
     }
@@ -125,8 +132,13 @@ impl Attachments {
             // Left by an ADD that a crash ended, and not what is asked for now.
             self.clean_up(&owner, &pair.host).await?;
         }
-        let plumbed = self.plumb(request, &requested, &owner, &pair, &netns, &network);
-        let record = match plumbed.await {
+        let plumbed = {
+            // Nobody closes it.
+            let _turn = self.plumbing.acquire().await.ok();
+            let plumb = self.plumb(request, &requested, &owner, &pair, &netns, &network);
+            plumb.await
+        };
+        let record = match plumbed {
             Ok(record) => record,
             Err(error) => {
                 if let Err(leftover) = self.clean_up(&owner, &pair.host).await {
