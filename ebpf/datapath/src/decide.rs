@@ -672,17 +672,18 @@ pub fn leave<F: Family>(skb: &Skb) -> Result<Action, Drop> {
         }
         return Ok(Action::Pass);
     };
-    if packet.protocol == F::ICMP && !matches!(F::icmp(packet.icmp[0]), Icmp::Request) {
-        // Nothing would tell what answers it from what the node receives itself.
+    let has_port = packet.protocol == protocol::TCP
+        || packet.protocol == protocol::UDP
+        || (packet.protocol == F::ICMP && matches!(F::icmp(packet.icmp[0]), Icmp::Request));
+    if !has_port {
+        // Nothing would tell what answers it from what the node receives itself: a tunnel of the
+        // node's, to the same peer, would end in the pod.
         return Err(Drop::because(DropReason::NotMasqueraded));
     }
     end.set_uplink(ifindex, uplink);
     work.masquerade = true;
     work.real.source = address;
-    // Other protocols have no ports, or none that can be changed.
-    work.keeps_port = packet.protocol != protocol::TCP
-        && packet.protocol != protocol::UDP
-        && packet.protocol != F::ICMP;
+    work.keeps_port = false;
     let before = &work.before;
     if work.known
         && before.flags & FLOW_MASQUERADE != 0

@@ -51,6 +51,7 @@ pub fn deliver<F: Family, const POINT: u8>(
     let unfinished = forwards && (packet.ttl <= 1 || is_too_big(skb, packet, to.mtu));
     if POINT == POINT_FROM_CONTAINER && delivery.from.limits & LIMIT_EGRESS != 0 {
         let queues = config.flags & CONFIG_DEPARTURE_TIME != 0
+            && !unfinished
             && (to.hop == HOP_TUNNEL || to.hop == HOP_UPLINK);
         let limit = if queues { DEPARTURE } else { EGRESS };
         let _ = Outcome::from_number(limit_bandwidth(skb.raw(), delivery.from.ifindex, limit))

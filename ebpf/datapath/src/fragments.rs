@@ -126,8 +126,7 @@ struct Place {
     protocol: u32,
     /// Which of the datagram's, from 0 to [`WAITING`].
     index: u32,
-    /// The interface where it came in, and will come again.
-    ifindex: u32,
+    reserved: u32,
 }
 
 /// A fragment that waits.
@@ -135,7 +134,8 @@ struct Place {
 struct Fragment {
     seen: u64,
     length: u32,
-    reserved: u32,
+    /// The interface where it came in, and will come again: not always the first one's.
+    ifindex: u32,
     bytes: [u8; LONGEST],
 }
 
@@ -160,7 +160,7 @@ fn place<F: Family>(skb: &Skb, packet: &Packet<F::Addr>) -> Option<&'static mut 
     place.id = key.id;
     place.protocol = key.protocol;
     place.index = 0;
-    place.ifindex = skb.ifindex();
+    place.reserved = 0;
     Some(place)
 }
 
@@ -265,6 +265,7 @@ fn copy_from(skb: &Skb, copy: &mut Fragment) -> bool {
     }
     copy.seen = now();
     copy.length = length;
+    copy.ifindex = skb.ifindex();
     // SAFETY: the bounds were checked; the helper writes only there.
     unsafe { bpf_skb_load_bytes(skb.raw().cast(), 0, copy.bytes.as_mut_ptr().cast(), length) == 0 }
 }
@@ -315,7 +316,7 @@ extern "C" fn resume_fragments(context: *mut __sk_buff) -> u64 {
             skb.set_mark(MARK_RESUMED);
             let _ = skb
                 .ctx()
-                .clone_redirect(skb.ifindex(), u64::from(BPF_F_INGRESS));
+                .clone_redirect(held.ifindex, u64::from(BPF_F_INGRESS));
         }
         let _ = HELD_FRAGMENTS.remove(*place);
     }

@@ -129,7 +129,8 @@ fn not_ours<F: Family, const POINT: u8>(
     skb: &Skb,
     packet: &Packet<F::Addr>,
 ) -> Result<Action, Drop> {
-    if packet.has(FIRST) {
+    // What comes in the name of a pod of this node says nothing about that pod's datagrams.
+    if packet.has(FIRST) && addresses::endpoint::<F>(packet.tuple.source).is_none() {
         others::<F, POINT>(skb)?;
     }
     if packet.has(LATER) && skb.mark() == MARK_RESUMED {
@@ -182,7 +183,12 @@ fn is_ours<F: Family>(packet: &Packet<F::Addr>, key: &FlowKey<F::Addr>) -> bool 
 fn strange<F: Family>(skb: &Skb, drop: Drop) -> Result<Action, Drop> {
     match F::ends(skb) {
         Some((_, destination, _)) if addresses::endpoint::<F>(destination).is_some() => Err(drop),
-        _ => Ok(Action::Pass),
+        _ => {
+            if skb.mark() == MARK_RESUMED {
+                skb.set_mark(0);
+            }
+            Ok(Action::Pass)
+        }
     }
 }
 
