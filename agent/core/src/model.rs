@@ -120,14 +120,6 @@ impl Node {
             .into_iter()
             .find_map(|ipv4| first(own, ipv4).and(first(self, ipv4)))
     }
-
-    /// The address at which overlay traffic for this node's pods arrives: the first IPv4
-    /// InternalIP, or the first one of any family.
-    #[must_use]
-    pub fn tunnel_address(&self) -> Option<IpAddr> {
-        let v4 = self.internal_ips.iter().find(|address| address.is_ipv4());
-        v4.or(self.internal_ips.first()).copied()
-    }
 }
 
 /// A named port of a container.
