@@ -151,7 +151,7 @@ static COPY: PerCpuArray<Fragment, 1> = PerCpuArray::new();
 static PLACE: PerCpuArray<Place, 1> = PerCpuArray::new();
 
 #[inline(always)]
-fn place<F: Family>(skb: &Skb, packet: &Packet<F::Addr>) -> Option<&'static mut Place> {
+fn place<F: Family>(packet: &Packet<F::Addr>) -> Option<&'static mut Place> {
     // SAFETY: this CPU's own slot, and programs of these hooks do not interrupt each other.
     let place = unsafe { &mut *PLACE.get_ptr_mut(0)? };
     let key = key::<F>(packet);
@@ -167,7 +167,7 @@ fn place<F: Family>(skb: &Skb, packet: &Packet<F::Addr>) -> Option<&'static mut 
 /// Keeps a copy of a later fragment until its first one comes; `None` if there is no room.
 #[inline(always)]
 pub fn hold<F: Family>(skb: &Skb, packet: &Packet<F::Addr>) -> Option<Action> {
-    place::<F>(skb, packet)?;
+    place::<F>(packet)?;
     if hold_fragment(skb.raw()) == 0 {
         return None;
     }
@@ -189,7 +189,7 @@ fn take_fragments(skb: &Skb) -> Action {
 /// Lets the fragments that waited for this first one come again.
 #[inline(always)]
 pub fn resume<F: Family>(skb: &Skb, packet: &Packet<F::Addr>) -> Result<(), Drop> {
-    if place::<F>(skb, packet).is_some() && resume_fragments(skb.raw()) != 0 {
+    if place::<F>(packet).is_some() && resume_fragments(skb.raw()) != 0 {
         return Err(Drop::because(DropReason::Helper));
     }
     Ok(())
