@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use weft_tests::netns;
@@ -106,8 +107,13 @@ fn rows(expected: [(&str, &str); 5]) -> Vec<(String, String)> {
         .to_vec()
 }
 
+/// A demonstration counts what is lost while it kills agents: two at once would take the processors
+/// from each other.
+static ALONE: Mutex<()> = Mutex::new(());
+
 #[test]
 fn the_demonstration_shows_what_it_promises_and_leaves_nothing() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let demo = Demo::new("once");
     let (output, text) = demo.run(&[]);
     assert!(output.status.success(), "{}", output.status);
@@ -147,6 +153,7 @@ fn the_demonstration_shows_what_it_promises_and_leaves_nothing() {
 
 #[test]
 fn a_kept_demonstration_stays_until_it_is_removed() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let demo = Demo::new("keep");
     let (output, text) = demo.run(&["--keep"]);
     assert!(output.status.success(), "{}", output.status);

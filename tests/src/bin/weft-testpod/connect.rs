@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-use crate::{ConnectArgs, Protocol};
+use crate::{ConnectArgs, Protocol, options};
 
 /// The longest answer that is read, in bytes.
 const MAX_ANSWER: u64 = 1 << 20;
@@ -49,6 +49,7 @@ pub async fn open(
 /// A datagram socket that hears only the target, ICMP errors included.
 pub async fn open_udp(target: SocketAddr, source_port: u16) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind(any(target, source_port)).await?;
+    options::keep_datagrams(&socket)?;
     socket.connect(target).await?;
     Ok(socket)
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, UdpSocket};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd, AsRawFd as _};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{
@@ -34,6 +34,16 @@ sockopt_impl!(
     libc::IPV6_MTU,
     libc::c_int
 );
+
+/// Bytes of datagrams that wait for a process: seconds of what tests send, where the default holds a
+/// quarter of one.
+const WAITING: usize = 8 << 20;
+
+/// Keeps every datagram until the process comes to it: what is counted as lost was lost by the network,
+/// and not by a process that had to wait for a processor.
+pub fn keep_datagrams(socket: &impl AsFd) -> io::Result<()> {
+    setsockopt(socket, sockopt::RcvBufForce, &WAITING).map_err(io::Error::from)
+}
 
 /// An ICMP error as a socket hears of it.
 #[derive(Clone, Copy, Debug)]

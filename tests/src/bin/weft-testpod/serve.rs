@@ -87,9 +87,10 @@ async fn listen(address: SocketAddr) -> Result<TcpListener> {
 }
 
 async fn bind(address: SocketAddr) -> Result<UdpSocket> {
-    UdpSocket::bind(address)
-        .await
-        .with_context(|| format!("UDP {address}"))
+    let what = || format!("UDP {address}");
+    let socket = UdpSocket::bind(address).await.with_context(what)?;
+    options::keep_datagrams(&socket).with_context(what)?;
+    Ok(socket)
 }
 
 /// The client as the network knows it: a socket of both families sees IPv4 ones in IPv6's clothes.
