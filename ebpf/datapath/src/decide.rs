@@ -446,7 +446,7 @@ fn origin<F: Family>(skb: &Skb, config: &Config, work: &mut Work<F::Addr>) -> Re
             }
         }
         POINT_FROM_NETDEV => {
-            // Checked by `check_origin`, once it is known that the packet is Weft's business.
+            // Checked by `check_uplink`, once it is known that the packet is Weft's business.
             end.locate::<F>(packet.tuple.source, config);
             Ok(())
         }
