@@ -27,9 +27,8 @@ use weft_cni::PLUGIN_TYPE;
 
 use crate::cli::{CleanupArgs, Output};
 use crate::cni::install::CONFLIST;
-use crate::cni::restore;
 use crate::netlink::filters::{self, Side};
-use crate::netlink::{Link, Netlink, ours, overlay, reserved};
+use crate::netlink::{Link, Netlink, ours, overlay, reserved, veth};
 use crate::persist::TEMPORARY;
 
 /// What the agent keeps in its state directory. Anything else there is somebody else's.
@@ -177,7 +176,7 @@ async fn network(netlink: &Netlink, report: &mut Report) {
     // The peers in pods go with them, and so do filters, routes and neighbours.
     let (mine, others): (Vec<Link>, Vec<Link>) = links
         .into_iter()
-        .partition(|link| restore::is_of_a_pod(link) || link.name == overlay::DEVICE);
+        .partition(|link| veth::is_host_end(link) || link.name == overlay::DEVICE);
     for link in mine {
         let kind = if link.name == overlay::DEVICE {
             "overlay"

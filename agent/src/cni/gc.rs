@@ -17,9 +17,8 @@ use weft_cni::queue::Queue;
 
 use super::adding::Collecting;
 use super::attachments::{Attachments, blocking, interface_of, owner};
-use super::restore;
 use crate::ipam::Owner;
-use crate::netlink::Netlink;
+use crate::netlink::{Netlink, veth};
 
 impl Attachments {
     /// GC.
@@ -144,7 +143,7 @@ impl Attachments {
         // After the listing: an interface that is listed was made by an ADD that had begun.
         known.extend(collecting.protected().iter().map(interface_of));
         for link in links {
-            if !restore::is_of_a_pod(&link) || known.contains(&link.name) {
+            if !veth::is_host_end(&link) || known.contains(&link.name) {
                 continue;
             }
             info!(

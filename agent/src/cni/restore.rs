@@ -14,8 +14,7 @@ use tracing::{info, warn};
 
 use crate::endpoints::{Endpoints, Record};
 use crate::ipam::{Ipam, Owner};
-use crate::netlink::veth::HOST_PREFIX;
-use crate::netlink::{Link, Netlink, overlay};
+use crate::netlink::{Link, Netlink, veth};
 
 /// What is to be done; decided from what is there, without effects.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -35,7 +34,7 @@ pub fn plan(records: &[Record], links: &[Link], owners: impl IntoIterator<Item =
     let mut plan = Plan::default();
     let mut pods: BTreeMap<&str, &Link> = links
         .iter()
-        .filter(|link| is_of_a_pod(link))
+        .filter(|link| veth::is_host_end(link))
         .map(|link| (link.name.as_str(), link))
         .collect();
     let mut kept = BTreeSet::new();
@@ -60,16 +59,6 @@ pub fn plan(records: &[Record], links: &[Link], owners: impl IntoIterator<Item =
         .filter(|owner| !kept.contains(owner) && !owner.container_id.is_empty())
         .collect();
     plan
-}
-
-/// Whether an interface is the host's end of a pod's: one of a name that only Weft gives.
-pub fn is_of_a_pod(link: &Link) -> bool {
-    let name = link.name.as_str();
-    link.kind == "veth"
-        && name != overlay::DEVICE
-        && name.strip_prefix(HOST_PREFIX).is_some_and(|hash| {
-            hash.len() == 11 && hash.bytes().all(|byte| byte.is_ascii_hexdigit())
-        })
 }
 
 /// Brings records, interfaces and allocations into agreement.

@@ -161,7 +161,7 @@ pub async fn observe(netlink: &Netlink) -> Result<(Observed, PodLinks), NetlinkE
     for link in netlink.links().await? {
         if link.name == overlay::DEVICE {
             observed.overlay = Some(link);
-        } else if is_pod(&link) {
+        } else if veth::is_host_end(&link) {
             pods.insert(link.name.clone(), link);
         } else {
             let addresses = Vec::new();
@@ -328,17 +328,6 @@ fn uplink(observed: &Observed, interface: &Interface, criteria: &Criteria<'_>) -
         }),
         carries_node: interface.has_any(criteria.node),
     }
-}
-
-/// Whether a link is the host's end of a pod's interface: no one else gives such names.
-pub fn is_pod(link: &Link) -> bool {
-    link.kind == "veth"
-        && link
-            .name
-            .strip_prefix(veth::HOST_PREFIX)
-            .is_some_and(|hash| {
-                hash.len() == 11 && hash.bytes().all(|byte| byte.is_ascii_hexdigit())
-            })
 }
 
 /// Whether an address is a host's, and means the same on every link.

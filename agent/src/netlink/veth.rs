@@ -29,7 +29,7 @@ use super::socket::{Link, Netlink, NetlinkError, failed};
 use super::sysctl;
 
 /// What host ends of pods' interfaces begin with.
-pub const HOST_PREFIX: &str = "weft";
+const HOST_PREFIX: &str = "weft";
 
 /// One pod's interface pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +59,14 @@ impl Pair {
             mtu,
         }
     }
+}
+
+/// Whether an interface is the host's end of a pod's: one of a name that only Weft gives.
+pub fn is_host_end(link: &Link) -> bool {
+    link.kind == "veth"
+        && link.name.strip_prefix(HOST_PREFIX).is_some_and(|hash| {
+            hash.len() == 11 && hash.bytes().all(|byte| byte.is_ascii_hexdigit())
+        })
 }
 
 /// The address that a pod's routes lead to: link-local and the same for every pod, so no pod
@@ -288,6 +296,22 @@ fn hash(container_id: &str, ifname: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_was_named_by_weft_is_a_host_end() {
+        let is = |name: &str, kind: &str| {
+            is_host_end(&Link {
+                name: name.to_owned(),
+                kind: kind.to_owned(),
+                ..Link::default()
+            })
+        };
+        assert!(is(&Pair::new("c1", "eth0", 1450).host, "veth"));
+        assert!(!is("weft00000000001", "dummy"));
+        for other in ["weft_vxlan", "weft-fabric", "weftzzzzzzzzzzz", "weft0000001"] {
+            assert!(!is(other, "veth"), "{other}");
+        }
+    }
 
     #[test]
     fn names_and_macs_follow_from_the_container() {
