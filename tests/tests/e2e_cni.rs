@@ -6,10 +6,15 @@
     reason = "a test that cannot go on should say where"
 )]
 
-use std::collections::{BTreeMap, BTreeSet};
+#[path = "e2e_cni/families.rs"]
+mod families;
+#[path = "e2e_cni/runtime.rs"]
+mod runtime;
+
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,225 +26,14 @@ use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::{Handle, LinkUnspec};
 use serde_json::{Map, Value, json};
+use weft_cni::Version;
 use weft_cni::error::code;
-use weft_cni::{CniError, CniResult, Version};
 use weft_tests::netns::Netns;
-use weft_tests::playground::cni::{Attachment, Network, Runtime, kubernetes_args};
+use weft_tests::playground::cni::kubernetes_args;
 use weft_tests::playground::families::Families;
-use weft_tests::playground::{Playground, cleanup, wait};
+use weft_tests::playground::{Playground, wait};
 
-const NODE: &str = "node1";
-
-/// A sandbox as a runtime makes it: a namespace, and what is said about it.
-struct Sandbox {
-    netns: Option<Netns>,
-    attachment: Attachment,
-}
-
-impl Sandbox {
-    fn new(playground: &Playground, name: &str) -> Self {
-        let netns = Netns::create(&cleanup::netns_name(playground.id(), name)).unwrap();
-        let attachment = Attachment {
-            container_id: format!("sandbox-{name}"),
-            netns: netns.path(),
-            ifname: "eth0".to_owned(),
-            ..Attachment::default()
-        };
-        Self {
-            netns: Some(netns),
-            attachment,
-        }
-    }
-
-    fn with(mut self, capability: &str, value: Value) -> Self {
-        let capabilities = &mut self.attachment.capabilities;
-        capabilities.insert(capability.to_owned(), value);
-        self
-    }
-
-    /// What happens inside, over a netlink socket of the namespace.
-    fn inside<F: Future<Output = ()> + Send>(&self, work: impl FnOnce(Handle) -> F + Send) {
-        inside(self.netns.as_ref().unwrap(), work);
-    }
-
-    /// The namespace ends, and everything in it.
-    fn vanish(&mut self) {
-        if let Some(netns) = self.netns.take() {
-            netns.delete().unwrap();
-        }
-    }
-}
-
-impl Drop for Sandbox {
-    fn drop(&mut self) {
-        if let Some(netns) = self.netns.take() {
-            let _ = netns.delete();
-        }
-    }
-}
-
-fn inside<F: Future<Output = ()> + Send>(netns: &Netns, work: impl FnOnce(Handle) -> F + Send) {
-    let done = netns.run_async(|| async {
-        let (connection, handle, _) = rtnetlink::new_connection().unwrap();
-        let connection = tokio::spawn(connection);
-        work(handle).await;
-        connection.abort();
-    });
-    done.unwrap();
-}
-
-/// The node's CNI set-up, and what it left on disk.
-struct Node<'a> {
-    playground: &'a Playground,
-    runtime: Runtime,
-    network: Network,
-}
-
-impl<'a> Node<'a> {
-    fn of(playground: &'a Playground) -> Self {
-        let runtime = playground.node(NODE).unwrap().cni();
-        let network = runtime.network().unwrap().unwrap();
-        Self {
-            playground,
-            runtime,
-            network,
-        }
-    }
-
-    fn netns(&self) -> &Netns {
-        &self.playground.node(NODE).unwrap().netns
-    }
-
-    fn add(&self, sandbox: &Sandbox) -> anyhow::Result<Value> {
-        self.runtime
-            .add(self.netns(), &self.network, &sandbox.attachment)
-    }
-
-    fn del(&self, sandbox: &Sandbox, result: Option<&Value>) -> anyhow::Result<()> {
-        self.runtime
-            .del(self.netns(), &self.network, &sandbox.attachment, result)
-    }
-
-    fn check(&self, sandbox: &Sandbox, result: &Value) -> anyhow::Result<()> {
-        self.runtime
-            .check(self.netns(), &self.network, &sandbox.attachment, result)
-    }
-
-    fn gc(&self, valid: Option<&[&Sandbox]>) -> anyhow::Result<()> {
-        let valid: Option<Vec<Attachment>> =
-            valid.map(|valid| valid.iter().map(|s| s.attachment.clone()).collect());
-        self.runtime
-            .gc(self.netns(), &self.network, valid.as_deref())
-    }
-
-    fn status(&self) -> anyhow::Result<()> {
-        self.runtime.status(self.netns(), &self.network)
-    }
-
-    /// The installed configuration, changed.
-    fn changed(&self, change: impl FnOnce(&mut Value)) -> Node<'a> {
-        let path = self.runtime.conf_dir.join("05-weft.conflist");
-        let mut list: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
-        change(&mut list);
-        Node {
-            playground: self.playground,
-            runtime: self.runtime.clone(),
-            network: Network::parse(list.to_string().as_bytes()).unwrap(),
-        }
-    }
-
-    fn state(&self) -> PathBuf {
-        self.playground.node(NODE).unwrap().dir.join("state")
-    }
-
-    /// The records of the endpoints, by container.
-    fn records(&self) -> BTreeMap<String, Value> {
-        let files = files(&self.state().join("endpoints"));
-        let records = files.into_iter().map(|(_, content)| {
-            let record: Value = serde_json::from_slice(&content).unwrap();
-            (record["container_id"].as_str().unwrap().to_owned(), record)
-        });
-        records.collect()
-    }
-
-    /// The allocated addresses.
-    fn allocations(&self) -> BTreeSet<IpAddr> {
-        let files = files(&self.state().join("ipam"));
-        let names = files.into_iter().map(|(name, _)| name);
-        names.filter_map(|name| name.parse().ok()).collect()
-    }
-
-    /// The host's ends of pods' interfaces.
-    fn interfaces(&self) -> BTreeSet<String> {
-        let mut names = BTreeSet::new();
-        inside(self.netns(), async |handle| {
-            let links = handle.link().get().execute();
-            let links: Vec<_> = links.try_collect().await.unwrap();
-            for attribute in links.into_iter().flat_map(|link| link.attributes) {
-                if let LinkAttribute::IfName(name) = attribute
-                    && name.starts_with("weft")
-                    && name != "weft_vxlan"
-                {
-                    names.insert(name);
-                }
-            }
-        });
-        names
-    }
-
-    /// The pins of links, without those of the overlay, uplinks and sockets.
-    fn pod_pins(&self) -> Vec<String> {
-        let dir = self.playground.node(NODE).unwrap().bpf_dir();
-        let mut names = names(&dir.join("weft/links"));
-        names.retain(|name| name.ends_with("_container"));
-        names
-    }
-
-    #[track_caller]
-    fn assert_no_pods(&self) {
-        assert_eq!(self.records(), BTreeMap::new());
-        assert_eq!(self.allocations(), BTreeSet::new());
-        assert_eq!(self.interfaces(), BTreeSet::new());
-        assert_eq!(self.pod_pins(), Vec::<String>::new());
-    }
-}
-
-fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
-    let names = names(dir).into_iter();
-    let files = names.filter(|name| !name.starts_with('.'));
-    // Others may go while these are listed.
-    let read = files.filter_map(|name| Some((name.clone(), fs::read(dir.join(name)).ok()?)));
-    read.collect()
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(dir) else {
-        return Vec::new();
-    };
-    let names = entries.flatten();
-    names
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect()
-}
-
-/// The plugin must have failed so.
-#[track_caller]
-fn assert_code<T: std::fmt::Debug>(result: anyhow::Result<T>, code: u32, why: &str) {
-    let error = result.unwrap_err();
-    let cni = error.downcast_ref::<CniError>();
-    assert_eq!(cni.map(|cni| cni.code), Some(code), "{error:#}");
-    let text = format!("{error:#}");
-    assert!(text.contains(why), "{text:?} does not say {why:?}");
-}
-
-fn parsed(result: &Value) -> CniResult {
-    CniResult::parse(result, Version::LATEST).unwrap()
-}
-
-fn addresses(result: &Value) -> Vec<IpAddr> {
-    let ips = parsed(result).ips;
-    ips.iter().map(|ip| ip.address.addr()).collect()
-}
+use runtime::{NODE, Node, Sandbox, addresses, assert_code, inside, names, parsed};
 
 fn dual_stack() -> Playground {
     Playground::builder()

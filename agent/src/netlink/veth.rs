@@ -125,7 +125,13 @@ pub async fn configure_pod(
 ) -> Result<(), NetlinkError> {
     let ipv6 = addresses.iter().any(IpAddr::is_ipv6);
     netns
-        .run(|| set_ipv6_up(&pair.pod, ipv6))
+        .run(|| {
+            set_ipv6_up(&pair.pod, ipv6);
+            if ipv6 {
+                // What a pod sends to its own address passes through its loopback.
+                enable_ipv6("lo");
+            }
+        })
         .map_err(NetlinkError::Socket)?;
     let pod = Netlink::inside(netns)?;
     pod.set_up(&pod.link("lo").await?).await?;
@@ -154,27 +160,36 @@ pub async fn configure_pod(
 }
 
 /// Prepares an interface of the calling thread's namespace for IPv6. `wanted`: it gets an IPv6
-/// address; some runtimes switch the family off for every interface of a new namespace.
+/// address.
 fn set_ipv6_up(interface: &str, wanted: bool) {
+    for setting in ["accept_ra", "autoconf", "accept_dad"] {
+        set_ipv6(interface, setting, "0");
+    }
+    if wanted {
+        enable_ipv6(interface);
+    }
+}
+
+/// Some runtimes switch the family off for every interface of a new namespace, because the image or
+/// the machine knows nothing of it. Where the cluster has IPv6 the pod's object shows an IPv6 address,
+/// and others connect to it, so the pod has to have it. Interfaces of others stay as they are; a pod
+/// that switches the family off by its own sysctls does so after ADD.
+fn enable_ipv6(interface: &str) {
+    set_ipv6(interface, "disable_ipv6", "0");
+}
+
+fn set_ipv6(interface: &str, setting: &str, value: &str) {
     let settings = Path::new("/proc/sys/net/ipv6/conf").join(interface);
     if !settings.exists() {
         // A kernel without IPv6; adding an address fails with its own words.
         return;
     }
-    let enable = if wanted {
-        Some(("disable_ipv6", "0"))
-    } else {
-        None
-    };
-    let others = [("accept_ra", "0"), ("autoconf", "0"), ("accept_dad", "0")];
-    for (name, value) in others.into_iter().chain(enable) {
-        let path = settings.join(name);
-        if fs::read_to_string(&path).is_ok_and(|current| current.trim() == value) {
-            continue;
-        }
-        if let Err(error) = fs::write(&path, value) {
-            warn!(interface, setting = name, value, %error, "cannot change a setting of IPv6");
-        }
+    let path = settings.join(setting);
+    if fs::read_to_string(&path).is_ok_and(|current| current.trim() == value) {
+        return;
+    }
+    if let Err(error) = fs::write(&path, value) {
+        warn!(interface, setting, value, %error, "cannot change a setting of IPv6");
     }
 }
 
@@ -308,7 +323,12 @@ mod tests {
         };
         assert!(is(&Pair::new("c1", "eth0", 1450).host, "veth"));
         assert!(!is("weft00000000001", "dummy"));
-        for other in ["weft_vxlan", "weft-fabric", "weftzzzzzzzzzzz", "weft0000001"] {
+        for other in [
+            "weft_vxlan",
+            "weft-fabric",
+            "weftzzzzzzzzzzz",
+            "weft0000001",
+        ] {
             assert!(!is(other, "veth"), "{other}");
         }
     }
