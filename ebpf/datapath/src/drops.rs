@@ -84,13 +84,14 @@ pub fn report<const POINT: u8>(skb: &Skb, drop: Drop) -> i32 {
 /// Writes down as much of the packet as can be read of it.
 #[inline(never)]
 fn describe<F: Family>(skb: &Skb, record: &mut DropEvent) {
-    if let Some((source, destination, protocol)) = F::ends(skb) {
-        record.source = F::widen(source);
-        record.destination = F::widen(destination);
-        record.protocol = protocol;
-    }
+    let Some((source, destination, protocol)) = F::ends(skb) else {
+        return;
+    };
+    record.source = F::widen(source);
+    record.destination = F::widen(destination);
+    record.protocol = protocol;
     // The reader of quoted packets does not care for checks, nor for fragments.
-    let mut quoted = Quoted::of(F::EMPTY.tuple);
+    let mut quoted = Quoted::between(source, destination);
     if F::quoted(skb, L3, &mut quoted) {
         record.protocol = quoted.protocol;
         record.source_port = quoted.tuple.source_port;

@@ -23,11 +23,10 @@ use weft_abi::{
 pub use self::{v4::V4, v6::V6};
 use crate::{
     checksum::Difference,
-    decide::Work,
+    decide::{Steps, Work},
     drops::Drop,
     fragments::FragmentTable,
     icmp::Quoted,
-    outcome::Outcome,
     packet::{Icmp, Packet},
     skb::Skb,
 };
@@ -50,7 +49,7 @@ pub type BackendTable<A> = HashMap<u32, Backend<A>, { maps::BACKENDS }, ON_DEMAN
 pub type Scratch<A> = PerCpuArray<Work<A>, 1>;
 
 /// IPv4 or IPv6.
-pub trait Family {
+pub trait Family: Steps {
     /// An address.
     type Addr: Copy + PartialEq + 'static;
     /// The EtherType.
@@ -65,9 +64,6 @@ pub trait Family {
     const MASQUERADE: u16;
     /// Whether the protocol is a part of what makes the fragments of a datagram one.
     const FRAGMENTS_BY_PROTOCOL: bool;
-
-    /// A packet of nothing, to be parsed into.
-    const EMPTY: Packet<Self::Addr>;
 
     /// Parses Ethernet, IP and transport headers.
     fn parse(skb: &Skb, packet: &mut Packet<Self::Addr>) -> Result<(), Drop>;
@@ -105,35 +101,6 @@ pub trait Family {
     fn fib_addresses(params: &mut bpf_fib_lookup, source: Self::Addr, destination: Self::Addr);
     /// The tuple of what answers `tuple`, as a socket lookup takes it; returns its size in bytes.
     fn answering_socket(tuple: &Tuple<Self::Addr>, socket: &mut bpf_sock_tuple) -> u32;
-
-    /// Keeps a fragment until its datagram's first one comes.
-    fn hold(skb: &Skb) -> Outcome;
-    /// Lets the other fragments follow a first one.
-    fn follow(skb: &Skb) -> Outcome;
-    /// Step 1 of [`crate::decide`].
-    fn begin(skb: &Skb) -> Outcome;
-    /// Step 2.
-    fn recognise(skb: &Skb) -> Outcome;
-    /// Steps 3 and 4.
-    fn choose(skb: &Skb) -> Outcome;
-    /// Steps 2 to 4 of an ICMP error.
-    fn read_quote(skb: &Skb) -> Outcome;
-    /// See [`Self::read_quote`].
-    fn relate(skb: &Skb) -> Outcome;
-    /// What an ICMP error quotes becomes what its sender knows.
-    fn requote_error(skb: &Skb) -> Outcome;
-    /// The error itself does.
-    fn readdress(skb: &Skb) -> Outcome;
-    /// Step 4: the way out of the node.
-    fn leave(skb: &Skb) -> Outcome;
-    /// Step 5.
-    fn permit(skb: &Skb) -> Outcome;
-    /// Step 6: the other end's view, with the flow's own port.
-    fn claim_back(skb: &Skb) -> Outcome;
-    /// Step 6: the other end's view, with another port.
-    fn claim_port(skb: &Skb) -> Outcome;
-    /// Step 6: the client's view, or the only one.
-    fn store(skb: &Skb) -> Outcome;
 
     /// The flow table.
     fn flows() -> &'static FlowTable<Self::Addr>;

@@ -25,11 +25,16 @@ pub struct Quoted<A> {
 }
 
 impl<A: Copy> Quoted<A> {
-    /// Of these ends, and nothing else yet.
+    /// Between these ends, and nothing else of it yet.
     #[inline(always)]
-    pub fn of(tuple: Tuple<A>) -> Self {
+    pub fn between(source: A, destination: A) -> Self {
         Self {
-            tuple,
+            tuple: Tuple {
+                source,
+                destination,
+                source_port: 0,
+                destination_port: 0,
+            },
             protocol: 0,
             l3: 0,
             l4: 0,

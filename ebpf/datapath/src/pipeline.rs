@@ -77,18 +77,19 @@ fn of_family<F: Family, const POINT: u8>(skb: &Skb, config: &Config) -> Outcome 
 #[inline(always)]
 fn forward<F: Family, const POINT: u8>(skb: &Skb, config: &Config) -> Result<Action, Drop> {
     let packet = scratch_packet::<F>()?;
-    match F::parse(skb, packet) {
-        Err(drop)
-            if drop.reason == DropReason::Fragment
-                && POINT != POINT_TO_CONTAINER
-                && skb.mark() != MARK_RESUMED =>
+    if let Err(drop) = F::parse(skb, packet) {
+        if drop.reason == DropReason::Fragment
+            && POINT != POINT_TO_CONTAINER
+            && skb.mark() != MARK_RESUMED
+            && let Some(action) = wait::<F, POINT>(skb)?
         {
-            return wait::<F, POINT>(skb, packet, drop);
+            return Ok(action);
         }
-        // What cannot be understood at an uplink is the host's to judge, except where a pod has the
-        // address.
-        Err(drop) if POINT == POINT_FROM_NETDEV => return strange::<F>(skb, drop),
-        parsed => parsed?,
+        return if POINT == POINT_FROM_NETDEV {
+            strange::<F>(skb, drop)
+        } else {
+            Err(drop)
+        };
     }
     let packet = &*packet;
     let (key, from) = flows::key::<F>(&packet.tuple, packet.protocol);
@@ -178,7 +179,7 @@ fn is_ours<F: Family>(packet: &Packet<F::Addr>, key: &FlowKey<F::Addr>) -> bool 
         || services::has::<F>(&packet.tuple, packet.protocol, SCOPE_EXTERNAL)
 }
 
-/// A packet at an uplink that cannot be parsed.
+/// What cannot be understood at an uplink is the host's to judge, except where a pod has the address.
 #[inline(always)]
 fn strange<F: Family>(skb: &Skb, drop: Drop) -> Result<Action, Drop> {
     match F::ends(skb) {

@@ -14,7 +14,7 @@ use weft_abi::{
 use super::{Family, table_methods, tables};
 use crate::{
     checksum::Difference,
-    decide::{self, step_methods, steps},
+    decide::{self, steps},
     drops::Drop,
     fragments,
     icmp::Quoted,
@@ -42,20 +42,21 @@ const FRAGMENT_OFFSET: u16 = 0x1fff;
 const MORE_FRAGMENTS: u16 = 0x2000;
 
 steps! {
-    hold: hold4 = decide::hold::<V4>;
-    follow: follow4 = decide::follow::<V4>;
+    V4;
+    hold: hold4 = decide::fragments::hold::<V4>;
+    follow: follow4 = decide::fragments::follow::<V4>;
     begin: begin4 = decide::begin::<V4>;
     recognise: recognise4 = decide::recognise::<V4>;
     choose: choose4 = decide::choose::<V4>;
-    read_quote: read_quote4 = decide::read_quote::<V4>;
-    relate: relate4 = decide::relate::<V4>;
-    requote_error: requote_error4 = decide::requote::<V4>;
-    readdress: readdress4 = decide::readdress::<V4>;
-    leave: leave4 = decide::leave::<V4>;
+    read_quote: read_quote4 = decide::errors::read_quote::<V4>;
+    relate: relate4 = decide::errors::relate::<V4>;
+    requote_error: requote_error4 = decide::errors::requote::<V4>;
+    readdress: readdress4 = decide::errors::readdress::<V4>;
+    leave: leave4 = decide::leave::leave::<V4>;
     permit: permit4 = decide::permit::<V4>;
-    claim_back: claim_back4 = decide::claim_back::<V4>;
-    claim_port: claim_port4 = decide::claim_port::<V4>;
-    store: store4 = decide::store::<V4>;
+    claim_back: claim_back4 = decide::remember::claim_back::<V4>;
+    claim_port: claim_port4 = decide::remember::claim_port::<V4>;
+    store: store4 = decide::remember::store::<V4>;
 }
 
 const MALFORMED: Drop = Drop {
@@ -74,22 +75,6 @@ impl Family for V4 {
     const HAIRPIN: Addr4 = weft_abi::GATEWAY_V4;
     const MASQUERADE: u16 = CONFIG_MASQUERADE_V4;
     const FRAGMENTS_BY_PROTOCOL: bool = true;
-    const EMPTY: Packet<Addr4> = Packet {
-        tuple: Tuple {
-            source: Addr4::new([0; 4]),
-            destination: Addr4::new([0; 4]),
-            source_port: 0,
-            destination_port: 0,
-        },
-        l4_offset: 0,
-        end: 0,
-        source_mac: [0; 6],
-        protocol: 0,
-        signals: 0,
-        ttl: 0,
-        icmp: [0; 2],
-        datagram: 0,
-    };
     const ICMP_PSEUDO_HEADER: bool = false;
 
     #[inline(always)]
@@ -279,20 +264,4 @@ impl Family for V4 {
     }
 
     table_methods!();
-    step_methods! {
-        hold: hold4;
-        follow: follow4;
-        begin: begin4;
-        recognise: recognise4;
-        choose: choose4;
-        read_quote: read_quote4;
-        relate: relate4;
-        requote_error: requote_error4;
-        readdress: readdress4;
-        leave: leave4;
-        permit: permit4;
-        claim_back: claim_back4;
-        claim_port: claim_port4;
-        store: store4;
-    }
 }

@@ -17,7 +17,7 @@ use weft_abi::{
 use super::{Family, table_methods, tables};
 use crate::{
     checksum::Difference,
-    decide::{self, step_methods, steps},
+    decide::{self, steps},
     drops::Drop,
     icmp::Quoted,
     packet::{Icmp, L3, Packet, Part, end, protocol},
@@ -39,20 +39,21 @@ tables!(
 );
 
 steps! {
-    hold: hold6 = decide::hold::<V6>;
-    follow: follow6 = decide::follow::<V6>;
+    V6;
+    hold: hold6 = decide::fragments::hold::<V6>;
+    follow: follow6 = decide::fragments::follow::<V6>;
     begin: begin6 = decide::begin::<V6>;
     recognise: recognise6 = decide::recognise::<V6>;
     choose: choose6 = decide::choose::<V6>;
-    read_quote: read_quote6 = decide::read_quote::<V6>;
-    relate: relate6 = decide::relate::<V6>;
-    requote_error: requote_error6 = decide::requote::<V6>;
-    readdress: readdress6 = decide::readdress::<V6>;
-    leave: leave6 = decide::leave::<V6>;
+    read_quote: read_quote6 = decide::errors::read_quote::<V6>;
+    relate: relate6 = decide::errors::relate::<V6>;
+    requote_error: requote_error6 = decide::errors::requote::<V6>;
+    readdress: readdress6 = decide::errors::readdress::<V6>;
+    leave: leave6 = decide::leave::leave::<V6>;
     permit: permit6 = decide::permit::<V6>;
-    claim_back: claim_back6 = decide::claim_back::<V6>;
-    claim_port: claim_port6 = decide::claim_port::<V6>;
-    store: store6 = decide::store::<V6>;
+    claim_back: claim_back6 = decide::remember::claim_back::<V6>;
+    claim_port: claim_port6 = decide::remember::claim_port::<V6>;
+    store: store6 = decide::remember::store::<V6>;
 }
 
 const MALFORMED: Drop = Drop {
@@ -188,22 +189,6 @@ impl Family for V6 {
     const HAIRPIN: Addr6 = weft_abi::HAIRPIN_V6;
     const MASQUERADE: u16 = CONFIG_MASQUERADE_V6;
     const FRAGMENTS_BY_PROTOCOL: bool = false;
-    const EMPTY: Packet<Addr6> = Packet {
-        tuple: Tuple {
-            source: Addr6::new([0; 16]),
-            destination: Addr6::new([0; 16]),
-            source_port: 0,
-            destination_port: 0,
-        },
-        l4_offset: 0,
-        end: 0,
-        source_mac: [0; 6],
-        protocol: 0,
-        signals: 0,
-        ttl: 0,
-        icmp: [0; 2],
-        datagram: 0,
-    };
     const ICMP_PSEUDO_HEADER: bool = true;
 
     #[inline(always)]
@@ -392,22 +377,6 @@ impl Family for V6 {
     }
 
     table_methods!();
-    step_methods! {
-        hold: hold6;
-        follow: follow6;
-        begin: begin6;
-        recognise: recognise6;
-        choose: choose6;
-        read_quote: read_quote6;
-        relate: relate6;
-        requote_error: requote_error6;
-        readdress: readdress6;
-        leave: leave6;
-        permit: permit6;
-        claim_back: claim_back6;
-        claim_port: claim_port6;
-        store: store6;
-    }
 }
 
 /// The address as four words, each in network order.
