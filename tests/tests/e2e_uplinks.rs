@@ -5,6 +5,9 @@
     reason = "a test that cannot go on should say where"
 )]
 
+#[path = "e2e_uplinks/clsact.rs"]
+mod clsact;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
@@ -88,7 +91,11 @@ spec:
 
 impl Cluster {
     fn start(plan: Builder) -> Self {
-        let playground = plan.start().unwrap();
+        Self::on(plan.start().unwrap())
+    }
+
+    /// In a playground whose agents are ready.
+    fn on(playground: Playground) -> Self {
         playground
             .apply("{ apiVersion: v1, kind: Namespace, metadata: { name: ways } }")
             .unwrap();
@@ -538,8 +545,7 @@ fn each_uplink_has_its_own_address() {
     cluster.pods_reach_each_other();
 }
 
-fn assert_killed_agents_lose_nothing(routing: Routing, name: &str) {
-    let mut cluster = Cluster::start(plan(name, routing));
+fn assert_killed_agents_lose_nothing(routing: Routing, cluster: &mut Cluster) {
     cluster.outside_reaches_and_is_reached();
     let server = cluster.serve_outside();
     let mut streams = Vec::new();
@@ -574,12 +580,14 @@ fn assert_killed_agents_lose_nothing(routing: Routing, name: &str) {
 
 #[test]
 fn killed_agents_lose_nothing_over_vxlan() {
-    assert_killed_agents_lose_nothing(Routing::Vxlan, "killed");
+    let mut cluster = Cluster::start(plan("killed", Routing::Vxlan));
+    assert_killed_agents_lose_nothing(Routing::Vxlan, &mut cluster);
 }
 
 #[test]
 fn killed_agents_lose_nothing_in_native_routing() {
-    assert_killed_agents_lose_nothing(Routing::Native, "killedn");
+    let mut cluster = Cluster::start(plan("killedn", Routing::Native));
+    assert_killed_agents_lose_nothing(Routing::Native, &mut cluster);
 }
 
 #[test]

@@ -2,21 +2,22 @@
 //!
 //! With tcx (kernel 6.6 and newer) each attachment is a link, pinned as
 //! `<link dir>/<interface>-<program>`. A new agent swaps its program into the pinned link, which is
-//! one pointer in the kernel. Older kernels get a clsact qdisc and a filter with a fixed priority
-//! and handle, which the new agent replaces in place.
+//! one pointer in the kernel. Older kernels get a clsact qdisc and a filter with a fixed handle, at a
+//! fixed priority or the first one that others leave free, which the new agent replaces in place.
 //!
 //! The BPF file system takes no dots in names, which VLAN interfaces have: in pins they are `%2e`.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use aya::programs::links::{FdLink, Link, LinkError, PinnedLink};
 use aya::programs::tc::{
-    self, NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcHandle,
+    self, NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcError, TcHandle,
 };
-use aya::programs::{LinkOrder, SchedClassifier};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier};
 use aya::sys::SyscallError;
 use aya::util::KernelVersion;
 use nix::net::if_::if_nametoindex;
@@ -29,8 +30,11 @@ use crate::cli::AttachMode;
 use crate::errors::chain;
 use crate::netlink::overlay;
 
-/// Priority of our clsact filters: fixed, so that the next agent finds them.
-const PRIORITY: u16 = 1;
+/// Priority of our clsact filters on interfaces of our own: fixed, so that the next agent finds them.
+const PRIORITIES: RangeInclusive<u16> = 1..=1;
+/// Priorities of our clsact filters on uplinks: the first that somebody's filter of another kind or
+/// protocol does not have for itself.
+const UPLINK_PRIORITIES: RangeInclusive<u16> = 1..=8;
 /// Handle of our clsact filters on interfaces of our own.
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 /// Handle of our clsact filters on uplinks, which others may have filters on.
@@ -151,22 +155,17 @@ impl Attacher {
             if self.tcx {
                 continue;
             }
-            let there =
-                SchedClassifierLink::attached(interface, direction, PRIORITY, UPLINK_HANDLE, None);
-            let result = match there.map(Link::detach) {
-                // No filter, or no qdisc for any.
-                Ok(Err(error)) if is(&error, libc::ENOENT) || is(&error, libc::EINVAL) => Ok(()),
-                Ok(result) => result.map_err(|error| chain(&error)),
-                Err(error) => Err(error.to_string()),
-            };
-            if let Err(error) = result
-                && if_nametoindex(interface).is_ok()
-            {
-                return Err(AttachError {
-                    program,
-                    target: format!("interface {interface}"),
-                    error: format!("detaching: {error}"),
-                });
+            for priority in UPLINK_PRIORITIES {
+                let result = detach_clsact(interface, direction, priority, UPLINK_HANDLE);
+                if let Err(error) = result
+                    && if_nametoindex(interface).is_ok()
+                {
+                    return Err(AttachError {
+                        program,
+                        target: format!("interface {interface}"),
+                        error: format!("detaching: {error}"),
+                    });
+                }
             }
         }
         Ok(())
@@ -241,12 +240,12 @@ impl Attacher {
             let result = if tcx {
                 attach_tcx(classifier, interface, direction, &pin)
             } else {
-                let handle = if plan == UPLINK {
-                    UPLINK_HANDLE
+                let (priorities, handle) = if plan == UPLINK {
+                    (UPLINK_PRIORITIES, UPLINK_HANDLE)
                 } else {
-                    HANDLE
+                    (PRIORITIES, HANDLE)
                 };
-                attach_clsact(classifier, interface, direction, handle)
+                attach_clsact(classifier, interface, direction, priorities, handle)
             };
             result.map_err(failed)?;
             if !tcx {
@@ -342,6 +341,7 @@ fn attach_clsact(
     program: &mut SchedClassifier,
     interface: &str,
     direction: TcAttachType,
+    priorities: RangeInclusive<u16>,
     handle: TcHandle,
 ) -> Result<(), String> {
     if let Err(error) = tc::qdisc_add_clsact(interface)
@@ -349,24 +349,65 @@ fn attach_clsact(
     {
         return Err(chain(&error));
     }
+    let mut refused = String::new();
+    for priority in priorities.clone() {
+        match attach_filter(program, interface, direction, priority, handle) {
+            Ok(()) => {
+                // An earlier agent's, of when other priorities were free.
+                for other in priorities.filter(|other| *other != priority) {
+                    detach_clsact(interface, direction, other, handle)?;
+                }
+                return Ok(());
+            }
+            // Filters of one priority have one kind and one protocol, and somebody's are there.
+            Err(error) if is(&error, libc::EINVAL) => refused = chain(&error),
+            Err(error) => return Err(chain(&error)),
+        }
+    }
+    Err(refused)
+}
+
+/// Makes the filter, or swaps the program in the one that is there.
+fn attach_filter(
+    program: &mut SchedClassifier,
+    interface: &str,
+    direction: TcAttachType,
+    priority: u16,
+    handle: TcHandle,
+) -> Result<(), ProgramError> {
     let options = TcAttachOptions::Netlink(NlOptions {
-        priority: PRIORITY,
+        priority,
         handle,
         classid: None,
     });
     let id = match program.attach_with_options(interface, direction, options) {
         Err(error) if is(&error, libc::EEXIST) => {
-            let there = SchedClassifierLink::attached(interface, direction, PRIORITY, handle, None)
-                .map_err(|error| error.to_string())?;
+            let there = SchedClassifierLink::attached(interface, direction, priority, handle, None)
+                .map_err(TcError::from)?;
             program.attach_to_link(there)
         }
         result => result,
-    }
-    .map_err(|error| chain(&error))?;
-    let link = program.take_link(id).map_err(|error| chain(&error))?;
+    }?;
+    let link = program.take_link(id)?;
     // Dropping it would detach; the filter is to outlive the agent.
     std::mem::forget(link);
     Ok(())
+}
+
+/// Removes a filter of ours; none is fine.
+fn detach_clsact(
+    interface: &str,
+    direction: TcAttachType,
+    priority: u16,
+    handle: TcHandle,
+) -> Result<(), String> {
+    let there = SchedClassifierLink::attached(interface, direction, priority, handle, None);
+    match there.map(Link::detach) {
+        // No filter, or no qdisc for any, or somebody's filters.
+        Ok(Err(error)) if is(&error, libc::ENOENT) || is(&error, libc::EINVAL) => Ok(()),
+        Ok(result) => result.map_err(|error| chain(&error)),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Whether the kernel's answer was this error number.
