@@ -205,14 +205,21 @@ fn encapsulate<F: Family>(skb: &Skb, config: &Config) -> Result<Action, Drop> {
     if protocol == F::ICMP {
         let _ = own_error::<F, POINT_TO_OVERLAY>(skb).unpack()?;
     }
-    match addresses::ipcache::<F>(destination) {
+    to_node::<F>(skb, config, destination).unpack()
+}
+
+/// Addresses a packet to the node that its destination is behind. A function of its own: its stack and
+/// that of what looks into ICMP errors before it are too much together for the kernel.
+#[inline(never)]
+fn to_node<F: Family>(skb: &Skb, config: &Config, destination: F::Addr) -> Outcome {
+    Outcome::pack(match addresses::ipcache::<F>(destination) {
         Some(entry) if addresses::leads_through_overlay(entry) => {
-            write_macs(skb, OVERLAY_MAC, OVERLAY_PEER_MAC)?;
-            tunnel::address(skb, config, &entry.tunnel)?;
-            Ok(Action::Pass)
+            write_macs(skb, OVERLAY_MAC, OVERLAY_PEER_MAC)
+                .and_then(|()| tunnel::address(skb, config, &entry.tunnel))
+                .map(|()| Action::Pass)
         }
         _ => Err(Drop::because(DropReason::NoRoute)),
-    }
+    })
 }
 
 /// What the host stack sends out of an uplink.
