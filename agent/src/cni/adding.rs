@@ -1,12 +1,19 @@
-//! Which attachments are being added: GC must leave those alone, whatever list it was given. The
-//! list is older than an ADD that began after it was made.
+//! Which attachments are being added, or were just now: GC must leave those alone, whatever list it
+//! was given. The runtime made the list earlier than the agent sees it, and promises that nothing was
+//! added since; a pod must not lose its network over a broken promise. What is left alone for its age
+//! and is stale all the same, the next GC takes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::ipam::Owner;
 
-/// The ADDs that run, and those that began during a GC.
+/// How long after its ADD an attachment is left alone: longer than a runtime takes from its list to
+/// the call. It deletes what it finds in its own cache in between.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// The ADDs that run, those that ended just now, and those that began during a GC.
 #[derive(Debug, Default)]
 pub struct Adding {
     state: Mutex<State>,
@@ -16,6 +23,8 @@ pub struct Adding {
 struct State {
     /// How many ADDs of an attachment run or wait for their turn.
     running: BTreeMap<Owner, u32>,
+    /// When ADDs ended, those of longer than [`GRACE`] ago left out now and then.
+    ended: BTreeMap<Owner, Instant>,
     /// What a GC must leave alone; `None` while there is no GC.
     protected: Option<BTreeSet<Owner>>,
 }
@@ -47,11 +56,17 @@ impl Adding {
         }
     }
 
-    /// A GC begins; there is one at a time. Everything that is being added now or will be is
-    /// protected from it.
+    /// A GC begins; there is one at a time. Everything that was added just now, is being added or
+    /// will be is protected from it.
     pub fn collect(&self) -> Collecting<'_> {
+        self.collect_at(Instant::now())
+    }
+
+    fn collect_at(&self, now: Instant) -> Collecting<'_> {
         let mut state = self.lock();
-        state.protected = Some(state.running.keys().cloned().collect());
+        state.forget_before(now);
+        let running = state.running.keys();
+        state.protected = Some(running.chain(state.ended.keys()).cloned().collect());
         Collecting { adding: self }
     }
 
@@ -60,15 +75,22 @@ impl Adding {
     }
 }
 
+impl State {
+    fn forget_before(&mut self, now: Instant) {
+        self.ended
+            .retain(|_, ended| now.saturating_duration_since(*ended) < GRACE);
+    }
+}
+
 impl Collecting<'_> {
-    /// Whether the attachment was being added at some moment since the GC began.
+    /// Whether the attachment was being added at some moment since the GC began, or just before.
     pub fn is_protected(&self, owner: &Owner) -> bool {
         let state = self.adding.lock();
         let protected = state.protected.as_ref();
         protected.is_some_and(|protected| protected.contains(owner))
     }
 
-    /// All that were being added at some moment since the GC began.
+    /// All that were being added at some moment since the GC began, or just before.
     pub fn protected(&self) -> BTreeSet<Owner> {
         self.adding.lock().protected.clone().unwrap_or_default()
     }
@@ -77,6 +99,9 @@ impl Collecting<'_> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         let mut state = self.adding.lock();
+        let now = Instant::now();
+        state.forget_before(now);
+        state.ended.insert(self.owner.clone(), now);
         if let Some(count) = state.running.get_mut(&self.owner) {
             *count -= 1;
             if *count == 0 {
@@ -106,22 +131,28 @@ mod tests {
     #[test]
     fn what_was_added_at_any_moment_of_a_collection_is_protected() {
         let adding = Adding::default();
-        drop(adding.begin(&owner("before")));
         let _running = adding.begin(&owner("running"));
-        let _again = adding.begin(&owner("running"));
+        let again = adding.begin(&owner("running"));
         let collecting = adding.collect();
-        drop(_again);
+        drop(again);
         drop(adding.begin(&owner("during")));
-        assert!(!collecting.is_protected(&owner("before")));
+        assert!(!collecting.is_protected(&owner("another")));
         assert!(collecting.is_protected(&owner("running")));
         assert!(
             collecting.is_protected(&owner("during")),
             "also when it has ended"
         );
         assert_eq!(collecting.protected().len(), 2);
-        drop(collecting);
-        let next = adding.collect();
-        assert!(next.is_protected(&owner("running")));
-        assert!(!next.is_protected(&owner("during")));
+    }
+
+    #[test]
+    fn what_was_added_just_before_a_collection_is_protected() {
+        let adding = Adding::default();
+        drop(adding.begin(&owner("before")));
+        let ended = Instant::now();
+        let just = |now| adding.collect_at(now).is_protected(&owner("before"));
+        assert!(just(ended));
+        assert!(!just(ended + GRACE));
+        assert!(adding.lock().ended.is_empty(), "it is forgotten");
     }
 }

@@ -4,8 +4,8 @@
 //!   which attachments are valid has not said that none is.
 //! - Attachments of other networks are left alone. What belongs to no attachment at all (addresses
 //!   and interfaces of ADDs that a crash ended) has no network, and goes unless it is of a valid one.
-//! - What is being added at any moment of the collection is left alone. The runtime promises that
-//!   there is no such thing; a pod must not lose its network over a broken promise.
+//! - What is being added at any moment of the collection, or was just before, is left alone: the list
+//!   may be older than it ([`super::adding`]).
 //! - One failure does not keep the others; all are reported.
 
 use std::collections::BTreeSet;
@@ -80,6 +80,7 @@ impl Attachments {
         let _one_at_a_time = self.locks.lock(&owner.container_id).await;
         // An ADD that begins from here on waits for the lock, and finds a clean place.
         if collecting.is_protected(owner) {
+            info!(%owner, "GC: leaving an attachment alone that the list may be too old for");
             return Ok(());
         }
         info!(%owner, "GC: removing an attachment that the runtime does not know");
