@@ -5,6 +5,7 @@
 
 use anyhow::{Context as _, Result};
 use tracing::info;
+use weft_abi::addr::{Addr4, Addr6};
 use weft_abi::config::{CONFIG_DEPARTURE_TIME, Config as DatapathConfig};
 use weft_core::family::underlay;
 
@@ -66,8 +67,9 @@ impl Constants {
             flags: masquerade.flags() | departure_times,
             masquerade_first: masquerade.first_port,
             masquerade_ports: masquerade.ports(),
-            reserved: 0,
+            node_v4: Addr4::default(),
             netns_cookie: self.netns_cookie,
+            node_v6: Addr6::default(),
         };
         // Until the cluster is known, the maps are an earlier agent's, and so is what fits to them:
         // the way through the overlay, or without it.

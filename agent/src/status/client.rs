@@ -87,7 +87,7 @@ fn render(query: Query, answer: &Value) -> String {
                     "service",
                     "frontend",
                     "protocol",
-                    "local_backends",
+                    "local_only",
                     "backends",
                 ],
             ),

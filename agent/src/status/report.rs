@@ -12,6 +12,7 @@ use weft_abi::policy::{
     ALLOW, IDENTITY_ANY, INGRESS, POLICY_PREFIX_PEER, POLICY_PREFIX_PORT, POLICY_PREFIX_PROTOCOL,
     PolicyKey,
 };
+use weft_abi::service::FRONTEND_LOCAL_ONLY;
 use weft_core::compile::Desired;
 use weft_core::contents::{Contents, FamilyTables, LpmKey};
 use weft_core::family::Address;
@@ -187,7 +188,7 @@ struct ServiceReport {
     protocol: u8,
     scope: u8,
     affinity_seconds: u32,
-    local_backends: u32,
+    local_only: bool,
     backends: Vec<String>,
 }
 
@@ -212,7 +213,7 @@ fn family_services<A: Address>(
         let backends = (0..frontend.count).filter_map(|slot| {
             let key = weft_abi::service::SlotKey {
                 service: frontend.service,
-                slot,
+                slot: frontend.first + slot,
             };
             let backend = tables.backends.get(&contents.slots.get(&key)?.backend)?;
             Some(endpoint_text(backend.address.to_ip(), backend.port))
@@ -227,7 +228,7 @@ fn family_services<A: Address>(
             protocol: key.protocol,
             scope: key.scope,
             affinity_seconds: frontend.affinity_seconds,
-            local_backends: frontend.local,
+            local_only: frontend.flags & FRONTEND_LOCAL_ONLY != 0,
             backends: backends.collect(),
         });
     }

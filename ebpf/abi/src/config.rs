@@ -40,11 +40,14 @@ pub struct Config {
     pub masquerade_first: u16,
     /// How many it gives out, from there on.
     pub masquerade_ports: u16,
-    /// Zero.
-    pub reserved: u32,
+    /// This node's own address (the first InternalIP of the family), with which clients from outside
+    /// reach backends on other nodes through the overlay; zero: none.
+    pub node_v4: Addr4,
     /// The cookie of the network namespace that the agent is in: the socket programs change what its
     /// processes do and nobody else's. 0: unknown, then it is the machine's first namespace.
     pub netns_cookie: u64,
+    /// The same as `node_v4`, for IPv6.
+    pub node_v6: Addr6,
 }
 
 /// Value of `uplinks`; the key is the interface's index. What leaves the node for a neighbour leaves

@@ -76,6 +76,14 @@ drop_reasons! {
     NotMasqueraded = 20, "not-masqueraded";
     /// IPv6 extension headers beyond what Weft looks through.
     ExtensionHeaders = 21, "extension-headers";
+    /// The service's loadBalancerSourceRanges do not contain the client.
+    SourceRange = 22, "source-range";
+    /// The traffic policy is Local, and no endpoint of the service is on this node.
+    NoLocalBackend = 23, "no-local-backend";
+    /// The address is a cluster IP, but of a service that has no such port.
+    NoServicePort = 24, "no-service-port";
+    /// The address is one for cluster IPs, and no service has it.
+    UnallocatedAddress = 25, "unallocated-address";
 }
 
 /// Slots of the `drops` map: more than there are reasons, so that a later version fits the pin.

@@ -51,6 +51,10 @@ pub const FLOW_OWN_NODE: u8 = 4;
 /// [`Flow::flags`]: with the node's address towards the outside, instead of the pod's.
 pub const FLOW_MASQUERADE: u8 = 8;
 
+/// [`Flow::flags`]: its backend answers the client by itself: the node that the client knows forwards
+/// the packets as they come, and the backend's node translates them.
+pub const FLOW_DIRECT_RETURN: u8 = 16;
+
 /// Key of `flows4` and `flows6`; `A` is the family's address.
 ///
 /// `low` is the end with the smaller address, ports break ties. ICMP echo has the identifier as the
@@ -138,7 +142,8 @@ pub struct Side {
     pub limits: u8,
     /// Zero.
     pub reserved: [u8; 5],
-    /// Underlay address for `HOP_TUNNEL`; packets of this end must come from it.
+    /// Underlay address for `HOP_TUNNEL`; packets of this end must come from it. For a client of
+    /// [`FLOW_DIRECT_RETURN`], at the backend's node: the node that forwards its packets.
     pub tunnel: Addr6,
 }
 

@@ -18,8 +18,14 @@ pub const KIND_HOST: u8 = 3;
 /// Also a pod network that nothing leads to: no packet may go there, or claim to come from there.
 pub const KIND_LOCAL_POD: u8 = 4;
 
+/// [`IpcacheEntry::kind`]: a network of cluster IPs (a ServiceCIDR). What is no service's there leads
+/// nowhere.
+pub const KIND_SERVICE: u8 = 5;
+
 /// [`IpcacheEntry::flags`]: pods talk to it with their own addresses, although it is outside.
 pub const IPCACHE_NO_MASQUERADE: u8 = 1;
+/// [`IpcacheEntry::flags`]: this node has its NodePorts at this address of its own.
+pub const IPCACHE_NODEPORT: u8 = 2;
 
 /// The identity of an address that no local policy's peer selector matches.
 pub const IDENTITY_NONE: u32 = 0;

@@ -34,7 +34,7 @@ pub mod socket;
 mod user;
 
 /// Version of every layout in this crate; maps are pinned under `<bpffs>/weft/v<ABI_VERSION>/`.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// The MAC address of the host side of every pod's veth, and so of every pod's gateway.
 ///

@@ -18,6 +18,12 @@ pub const FRONTENDS: usize = 65_536;
 pub const SLOTS: usize = 524_288;
 /// Service backends, per family.
 pub const BACKENDS: usize = 524_288;
+/// Blocks of Maglev tables, both families together.
+pub const MAGLEV: usize = 262_144;
+/// Sources that services let in, per family.
+pub const SOURCE_RANGES: usize = 65_536;
+/// Clients whose backend is remembered, per family.
+pub const AFFINITY: usize = 65_536;
 /// Uplinks of the node.
 pub const UPLINKS: usize = 64;
 /// Destinations that sockets of the node's own processes were led to, per family.
@@ -45,6 +51,11 @@ pub const PINNED: &[&str] = &[
     "slots",
     "backends4",
     "backends6",
+    "maglev",
+    "source_ranges4",
+    "source_ranges6",
+    "affinity4",
+    "affinity6",
     "uplinks",
     "bandwidth",
     "sockets4",

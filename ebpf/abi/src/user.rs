@@ -8,7 +8,10 @@ use crate::{
     flow::{Flow, FlowKey, Side, Tuple},
     ipcache::IpcacheEntry,
     policy::{PolicyKey, PolicyVerdict},
-    service::{Backend, Frontend, FrontendKey, Slot, SlotKey},
+    service::{
+        Affinity, AffinityKey, Backend, Frontend, FrontendKey, MaglevBlock, MaglevKey, Slot,
+        SlotKey, SourceRange,
+    },
     socket::{SocketKey, SocketPeer},
 };
 
@@ -54,6 +57,7 @@ macro_rules! pod_of_family {
 pod!(
     Addr4,
     Addr6,
+    Affinity,
     Bandwidth,
     Bucket,
     Config,
@@ -61,6 +65,8 @@ pod!(
     Endpoint,
     Frontend,
     IpcacheEntry,
+    MaglevBlock,
+    MaglevKey,
     PolicyKey,
     PolicyVerdict,
     Slot,
@@ -69,10 +75,12 @@ pod!(
 );
 
 pod_of_family! {
+    AffinityKey { A, u32 }
     Backend { A, u32, u16, u16 }
     Flow { [Side; 2], u32, u32, u32, u32, u32, u32, Tuple<A>, u8, u8, [u8; 2] }
     FlowKey { A, A, u16, u16, u8, [u8; 3] }
     FrontendKey { A, u16, u8, u8 }
     SocketKey { [u32; 2], A, u16, u8, u8 }
     SocketPeer { A, u32, u32, u16, u16 }
+    SourceRange { u32, A }
 }

@@ -15,7 +15,10 @@ use weft_abi::{
     flow::{Flow, FlowKey, Side, Tuple},
     ipcache::IpcacheEntry,
     policy::{PolicyKey, PolicyVerdict},
-    service::{Backend, Frontend, FrontendKey, Slot, SlotKey},
+    service::{
+        Affinity, AffinityKey, Backend, Frontend, FrontendKey, MaglevBlock, MaglevKey, Slot,
+        SlotKey, SourceRange,
+    },
     socket::{SocketKey, SocketPeer},
 };
 
@@ -51,8 +54,9 @@ fn layout() -> String {
             flags,
             masquerade_first,
             masquerade_ports,
-            reserved,
-            netns_cookie
+            node_v4,
+            netns_cookie,
+            node_v6
         }
     );
     describe!(
@@ -217,8 +221,9 @@ fn layout() -> String {
         Frontend,
         Frontend {
             service,
+            first,
             count,
-            local,
+            table,
             affinity_seconds,
             flags,
             reserved,
@@ -233,7 +238,7 @@ fn layout() -> String {
             address,
             service,
             port,
-            reserved
+            flags
         }
     );
     describe!(
@@ -243,9 +248,16 @@ fn layout() -> String {
             address,
             service,
             port,
-            reserved
+            flags
         }
     );
+    describe!(text, MaglevKey, MaglevKey { service, block });
+    describe!(text, MaglevBlock, MaglevBlock { backends });
+    describe!(text, SourceRange<Addr4>, SourceRange { service, address });
+    describe!(text, SourceRange<Addr6>, SourceRange { service, address });
+    describe!(text, AffinityKey<Addr4>, AffinityKey { client, service });
+    describe!(text, AffinityKey<Addr6>, AffinityKey { client, service });
+    describe!(text, Affinity, Affinity { backend, used });
     describe!(text, Uplink, Uplink { v4, v6, mtu });
     describe!(
         text,

@@ -5,7 +5,7 @@ use weft_abi::{
     drop::DropReason,
     flow::{Flow, Tuple},
     maps,
-    service::{FRONTEND_LOCAL_ONLY, Frontend, FrontendKey, Slot, SlotKey},
+    service::{Frontend, FrontendKey, Slot, SlotKey},
 };
 
 use crate::{
@@ -72,16 +72,11 @@ pub fn frontend<F: Family>(
 /// One of the usable backends of a service port, at random.
 #[inline(always)]
 pub fn choose<F: Family>(frontend: &Frontend) -> Result<Choice<F::Addr>, Drop> {
-    let usable = if frontend.flags & FRONTEND_LOCAL_ONLY != 0 {
-        frontend.local
-    } else {
-        frontend.count
-    };
-    if usable == 0 {
+    if frontend.count == 0 {
         return Err(Drop::because(DropReason::NoBackend));
     }
     // SAFETY: the helper takes nothing and returns a number.
-    let slot = unsafe { bpf_get_prandom_u32() } % usable;
+    let slot = frontend.first + unsafe { bpf_get_prandom_u32() } % frontend.count;
     let service = frontend.service;
     lookups::count(Table::Services);
     // SAFETY: read at once and not kept across map changes of this program.

@@ -13,7 +13,8 @@ use std::{
 };
 
 use weft_abi::service::{
-    Backend, FRONTEND_AFFINITY, FRONTEND_LOCAL_ONLY, Frontend, FrontendKey, Slot, SlotKey,
+    BACKEND_CLUSTER, BACKEND_LOCAL, Backend, FRONTEND_AFFINITY, FRONTEND_LOCAL_ONLY,
+    FRONTEND_REJECT, Frontend, FrontendKey, LOCAL_SLOTS, Slot, SlotKey,
 };
 
 use super::numbers::Numbers;
@@ -106,8 +107,8 @@ pub struct Port<'a> {
 pub struct Memory {
     ports: Numbers<PortKey>,
     backends: Numbers<BackendKey>,
-    /// The backends in the slots of each port.
-    slots: BTreeMap<u32, Vec<u32>>,
+    /// The backends in the slots of each port, by its number and the first slot.
+    slots: BTreeMap<(u32, u32), Vec<u32>>,
     /// What an earlier agent's maps said.
     adopted_ports: BTreeMap<FrontendTuple, u32>,
     adopted_backends: BTreeMap<BackendKey, u32>,
@@ -133,7 +134,7 @@ impl Memory {
         // Slots are sorted by service and slot.
         for (key, slot) in &current.slots {
             self.slots
-                .entry(key.service)
+                .entry((key.service, key.slot & LOCAL_SLOTS))
                 .or_default()
                 .push(slot.backend);
         }
@@ -172,7 +173,7 @@ fn tuple<A: Address>(key: &FrontendKey<A>) -> FrontendTuple {
 pub struct Writer<'a> {
     memory: &'a mut Memory,
     contents: &'a mut Contents,
-    previous: BTreeMap<u32, Vec<u32>>,
+    previous: BTreeMap<(u32, u32), Vec<u32>>,
     names: BTreeMap<u32, String>,
 }
 
@@ -201,122 +202,120 @@ impl Writer<'_> {
         let number = self.memory.ports.number(&port.key, before);
         self.names.insert(number, port.name.clone());
 
-        let (local, remote) = self.slots::<A>(number, port);
-        let count = local.len() + remote.len();
-        let mut flags = 0;
-        if port.local_only {
-            flags |= FRONTEND_LOCAL_ONLY;
-        }
+        let usable = self.backends::<A>(number, port);
+        let reject = if usable.cluster.is_empty() {
+            FRONTEND_REJECT
+        } else {
+            0
+        };
+        let (first, set, mut flags) = if port.local_only {
+            (LOCAL_SLOTS, usable.local, FRONTEND_LOCAL_ONLY | reject)
+        } else {
+            (0, usable.cluster, reject)
+        };
         if port.affinity_seconds > 0 {
             flags |= FRONTEND_AFFINITY;
         }
         let frontend = Frontend {
             service: number,
-            count: u32::try_from(count).unwrap_or(u32::MAX),
-            local: u32::try_from(local.len()).unwrap_or(u32::MAX),
+            first,
+            count: u32::try_from(set.len()).unwrap_or(u32::MAX),
+            table: 0,
             affinity_seconds: port.affinity_seconds,
             flags,
             reserved: [0; 3],
         };
         let frontends = &mut A::tables_mut(self.contents).frontends;
         frontends.extend(keys.iter().map(|key| (*key, frontend)));
-        let order = arrange(
-            self.previous.get(&number).map_or(&[], Vec::as_slice),
-            &local,
-            &remote,
-        );
-        for (slot, backend) in (0..).zip(&order) {
+        let previous = self.previous.get(&(number, first));
+        let order = arrange(previous.map_or(&[], Vec::as_slice), &set);
+        for (slot, backend) in (first..).zip(&order) {
             let key = SlotKey {
                 service: number,
                 slot,
             };
             self.contents.slots.insert(key, Slot { backend: *backend });
         }
-        self.memory.slots.insert(number, order);
+        self.memory.slots.insert((number, first), order);
     }
 
-    /// The backends that new connections get, local and remote; adds these and all that serve.
-    fn slots<A: Address>(
-        &mut self,
-        number: u32,
-        port: &Port<'_>,
-    ) -> (BTreeSet<u32>, BTreeSet<u32>) {
-        let mut family = Vec::new();
-        for ((ip, port), candidate) in port.candidates {
-            let Some(address) = A::from_ip(*ip) else {
-                continue;
-            };
-            if !candidate.ready && !candidate.serving {
-                continue;
+    /// The backends that new connections get; adds these and all that serve.
+    fn backends<A: Address>(&mut self, number: u32, port: &Port<'_>) -> Usable {
+        let candidates: Vec<_> = port
+            .candidates
+            .iter()
+            .filter_map(|((ip, port), candidate)| {
+                let address = A::from_ip(*ip)?;
+                let serves = candidate.ready || candidate.serving;
+                serves.then_some((address, *ip, *port, *candidate))
+            })
+            .collect();
+        let takes_new = |wanted: &dyn Fn(Candidate) -> bool| {
+            let matching = || candidates.iter().map(|(.., candidate)| *candidate);
+            // Each list falls back on its own, whatever there is elsewhere.
+            let any_ready = matching().any(|candidate| wanted(candidate) && candidate.ready);
+            move |candidate: Candidate| {
+                if any_ready {
+                    candidate.ready
+                } else {
+                    candidate.is_last_resort()
+                }
             }
-            let key = (number, *ip, *port);
+        };
+        let (cluster, local) = (
+            takes_new(&|_| true),
+            takes_new(&|candidate| candidate.local),
+        );
+        let mut usable = Usable::default();
+        for (address, ip, port, candidate) in candidates {
+            let key = (number, ip, port);
             let before = self.memory.adopted_backends.get(&key).copied();
             let backend = self.memory.backends.number(&key, before);
+            let mut flags = 0;
+            if cluster(candidate) {
+                flags |= BACKEND_CLUSTER;
+                usable.cluster.insert(backend);
+            }
+            if candidate.local && local(candidate) {
+                flags |= BACKEND_LOCAL;
+                usable.local.insert(backend);
+            }
             let value = Backend {
                 address,
                 service: number,
-                port: *port,
-                reserved: 0,
+                port,
+                flags,
             };
             A::tables_mut(self.contents).backends.insert(backend, value);
-            family.push((backend, *candidate));
         }
-        let cluster = usable(family.iter().copied());
-        let local = if port.local_only {
-            // The local set falls back on its own, whatever there is elsewhere.
-            usable(
-                family
-                    .iter()
-                    .copied()
-                    .filter(|(_, candidate)| candidate.local),
-            )
-        } else {
-            cluster.clone()
-        };
-        let of = |set: Vec<(u32, Candidate)>, wanted: bool| -> BTreeSet<u32> {
-            let matching = set
-                .into_iter()
-                .filter(|(_, candidate)| candidate.local == wanted);
-            matching.map(|(backend, _)| backend).collect()
-        };
-        (of(local, true), of(cluster, false))
+        usable
     }
 }
 
-/// The ready ones; without any, those that serve while they terminate.
-fn usable(candidates: impl Iterator<Item = (u32, Candidate)> + Clone) -> Vec<(u32, Candidate)> {
-    let ready: Vec<_> = candidates
-        .clone()
-        .filter(|(_, candidate)| candidate.ready)
+/// Backends for new connections.
+#[derive(Default)]
+struct Usable {
+    /// Those of the whole cluster.
+    cluster: BTreeSet<u32>,
+    /// Those of this node.
+    local: BTreeSet<u32>,
+}
+
+/// The order of the slots: each backend where it was as far as that is possible.
+fn arrange(previous: &[u32], wanted: &BTreeSet<u32>) -> Vec<u32> {
+    let mut rest = wanted.clone();
+    let kept: Vec<_> = (0..wanted.len())
+        .map(|slot| {
+            previous
+                .get(slot)
+                .copied()
+                .filter(|backend| rest.remove(backend))
+        })
         .collect();
-    if !ready.is_empty() {
-        return ready;
-    }
-    candidates
-        .filter(|(_, candidate)| candidate.is_last_resort())
+    let mut rest = rest.into_iter();
+    kept.into_iter()
+        .filter_map(|kept| kept.or_else(|| rest.next()))
         .collect()
-}
-
-/// The order of the slots: local backends first, and each where it was as far as that is possible.
-fn arrange(previous: &[u32], local: &BTreeSet<u32>, remote: &BTreeSet<u32>) -> Vec<u32> {
-    let place = |previous: &[u32], wanted: &BTreeSet<u32>| {
-        let mut rest = wanted.clone();
-        let kept: Vec<_> = (0..wanted.len())
-            .map(|slot| {
-                previous
-                    .get(slot)
-                    .copied()
-                    .filter(|backend| rest.remove(backend))
-            })
-            .collect();
-        let mut rest = rest.into_iter();
-        kept.into_iter()
-            .filter_map(|kept| kept.or_else(|| rest.next()))
-            .collect::<Vec<_>>()
-    };
-    let mut order = place(previous, local);
-    order.extend(place(previous.get(local.len()..).unwrap_or(&[]), remote));
-    order
 }
 
 #[cfg(test)]
@@ -328,37 +327,21 @@ mod tests {
     #[test]
     fn slots_move_no_more_than_they_must() {
         let set = |list: &[u32]| list.iter().copied().collect::<BTreeSet<_>>();
-        assert_eq!(arrange(&[], &set(&[2, 1]), &set(&[9])), [1, 2, 9]);
-        assert_eq!(
-            arrange(&[2, 1, 9], &set(&[1, 2]), &set(&[5, 9])),
-            [2, 1, 9, 5]
-        );
-        assert_eq!(
-            arrange(&[7, 3, 5, 4], &set(&[]), &set(&[3, 4, 7])),
-            [7, 3, 4]
-        );
-        assert_eq!(
-            arrange(&[7, 3, 5, 4], &set(&[]), &set(&[4, 5, 7])),
-            [7, 4, 5]
-        );
+        assert_eq!(arrange(&[], &set(&[2, 1])), [1, 2]);
+        assert_eq!(arrange(&[2, 1, 9], &set(&[1, 2, 5, 9])), [2, 1, 9, 5]);
+        assert_eq!(arrange(&[7, 3, 5, 4], &set(&[3, 4, 7])), [7, 3, 4]);
+        assert_eq!(arrange(&[7, 3, 5, 4], &set(&[4, 5, 7])), [7, 4, 5]);
     }
 
     proptest! {
         #[test]
         fn an_order_has_each_backend_once(
             previous in proptest::collection::vec(0_u32..12, 0..12),
-            all in proptest::collection::btree_map(0_u32..12, any::<bool>(), 0..12),
+            all in proptest::collection::btree_set(0_u32..12, 0..12),
         ) {
-            let side = |wanted| {
-                let matching = all.iter().filter(|(_, local)| **local == wanted);
-                matching.map(|(backend, _)| *backend).collect::<BTreeSet<_>>()
-            };
-            let (local, remote) = (side(true), side(false));
-            let order = arrange(&previous, &local, &remote);
+            let order = arrange(&previous, &all);
             prop_assert_eq!(order.len(), all.len());
-            let (first, last) = order.split_at(local.len());
-            prop_assert_eq!(first.iter().copied().collect::<BTreeSet<_>>(), local);
-            prop_assert_eq!(last.iter().copied().collect::<BTreeSet<_>>(), remote);
+            prop_assert_eq!(order.into_iter().collect::<BTreeSet<_>>(), all);
         }
     }
 }

@@ -295,7 +295,7 @@ mod tests {
         fn family<A: Address>(contents: &Contents) -> Vec<String> {
             let tables = A::tables(contents);
             let one = |(key, frontend): (&FrontendKey<A>, &weft_abi::service::Frontend)| {
-                assert_eq!((frontend.count, frontend.local), (1, 1), "{key:?}");
+                assert_eq!((frontend.first, frontend.count), (0, 1), "{key:?}");
                 let slot = weft_abi::service::SlotKey {
                     service: frontend.service,
                     slot: 0,

@@ -6,7 +6,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 use weft_abi::{
     addr::{Addr4, Addr6},
     ipcache::IpcacheEntry,
-    service::{SCOPE_EXTERNAL, SlotKey},
+    service::{FRONTEND_REJECT, SCOPE_EXTERNAL, SlotKey},
 };
 use weft_core::{
     compile::Compiler,
@@ -143,11 +143,10 @@ fn world() -> impl Strategy<Value = ClusterState> {
 fn frontends_are_whole<A: Address>(contents: &Contents) -> Result<(), TestCaseError> {
     let tables = A::tables(contents);
     for (key, frontend) in &tables.frontends {
-        prop_assert!(frontend.local <= frontend.count, "{:?} {:?}", key, frontend);
         for slot in 0..frontend.count {
             let slot_key = SlotKey {
                 service: frontend.service,
-                slot,
+                slot: frontend.first + slot,
             };
             let slot = contents.slots.get(&slot_key);
             let backend = slot.and_then(|slot| tables.backends.get(&slot.backend));
@@ -267,8 +266,9 @@ proptest! {
                 found.sort_unstable();
                 found
             };
-            let slots = |count: u32| {
-                let mut found: Vec<_> = (0..count).map(|slot| {
+            let slots = {
+                let mut found: Vec<_> = (0..frontend.count).map(|slot| {
+                    let slot = frontend.first + slot;
                     let key = SlotKey { service: frontend.service, slot };
                     let backend = contents.v4.backends[&contents.slots[&key].backend];
                     (backend.address.to_ip(), backend.port)
@@ -276,12 +276,9 @@ proptest! {
                 found.sort_unstable();
                 found
             };
-            if service.internal_local {
-                prop_assert_eq!(slots(frontend.local), usable(true));
-                prop_assert_eq!(frontend.count == 0, usable(true).is_empty() && usable(false).is_empty());
-            } else {
-                prop_assert_eq!(slots(frontend.count), usable(false));
-            }
+            prop_assert_eq!(slots, usable(service.internal_local));
+            let rejects = frontend.flags & FRONTEND_REJECT != 0;
+            prop_assert_eq!(rejects, usable(false).is_empty());
         }
     }
 }
