@@ -59,7 +59,8 @@ drop_reasons! {
     UnknownTunnel = 12, "unknown-tunnel";
     /// A translation needed a free source port and found none.
     NoPort = 13, "no-free-port";
-    /// The flow could not be stored, so the reply could not be recognised.
+    /// The flow could not be stored, so the reply could not be recognised. Or its entry is gone before
+    /// it ended, and the reset that this brings about was held back.
     FlowTable = 14, "flow-table";
     /// A kernel helper refused to change or redirect the packet.
     Helper = 15, "helper-failed";

@@ -39,6 +39,9 @@ pub const SEEN_DATA: u8 = 2;
 pub const SEEN_FIN: u8 = 4;
 /// [`Side::seen`]: this end has sent RST.
 pub const SEEN_RST: u8 = 8;
+/// [`Side::seen`]: this end has sent an opening packet (TCP SYN, ICMP echo request). A TCP flow whose
+/// initiator has not was joined midway: who opened it is a guess.
+pub const SEEN_OPEN: u8 = 16;
 
 /// [`Flow::flags`]: the entry under the client's tuple of a translated flow (to a service, or
 /// masqueraded); packets of its initiator are rewritten to [`Flow::xlat`].

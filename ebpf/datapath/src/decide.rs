@@ -50,6 +50,7 @@ use crate::{
     flows,
     packet::{ERROR, Packet},
     policy::{self, Question},
+    resets,
     skb::{Action, Skb},
 };
 
@@ -144,6 +145,7 @@ pub fn recognise<F: Family>(_: &Skb) -> Result<Action, Drop> {
     work.from = from;
     let now = work.now;
     if let Some(flow) = flows::live::<F>(&work.packet, &key, from, now, config.ticks_per_second) {
+        resets::admit(&work.packet, flow, from)?;
         work.known = true;
         work.before = *flow;
         work.initiates = from == usize::from(flow.initiator);

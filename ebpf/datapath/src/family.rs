@@ -85,6 +85,8 @@ pub trait Family: Steps {
     const ICMP_PSEUDO_HEADER: bool;
     /// Whether (`a`, `a_port`) sorts before (`b`, `b_port`).
     fn sorts_first(a: Self::Addr, a_port: u16, b: Self::Addr, b_port: u16) -> bool;
+    /// The address in 32 bits.
+    fn fold(address: Self::Addr) -> u32;
     /// The address in the form of an event or a tunnel.
     fn widen(address: Self::Addr) -> Addr6;
     /// Whether no router forwards packets to this address: of many, of one link, of the own host.

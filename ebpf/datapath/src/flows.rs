@@ -9,8 +9,8 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use weft_abi::{
     drop::DropReason,
     flow::{
-        FLOW_BACK, FLOW_FRONT, Flow, FlowKey, HIGH, LOW, SEEN_ANY, SEEN_DATA, SEEN_FIN, SEEN_RST,
-        Side, Tuple,
+        FLOW_BACK, FLOW_FRONT, Flow, FlowKey, HIGH, LOW, SEEN_ANY, SEEN_DATA, SEEN_FIN, SEEN_OPEN,
+        SEEN_RST, Side, Tuple,
     },
 };
 
@@ -171,9 +171,17 @@ pub fn closed<A>(flow: &Flow<A>) -> bool {
 #[inline(always)]
 pub fn seen_bits(signals: u8) -> u8 {
     SEEN_ANY
+        | (if signals & OPENS != 0 { SEEN_OPEN } else { 0 })
         | (if signals & DATA != 0 { SEEN_DATA } else { 0 })
         | (if signals & FIN != 0 { SEEN_FIN } else { 0 })
         | (if signals & RST != 0 { SEEN_RST } else { 0 })
+}
+
+/// Whether a TCP flow was joined midway, because its entry was gone: what looks like its initiator may
+/// well be the end that answers.
+#[inline(always)]
+pub fn joined_midway<A>(flow: &Flow<A>, protocol: u8) -> bool {
+    protocol == protocol::TCP && flow.sides[usize::from(flow.initiator & 1)].seen & SEEN_OPEN == 0
 }
 
 /// Accounts for a packet on the side that sent it.

@@ -47,6 +47,7 @@ mod outcome;
 mod packet;
 mod pipeline;
 mod policy;
+mod resets;
 mod rewrite;
 mod route;
 mod services;

@@ -24,7 +24,8 @@ use crate::{
     family::{Family, V4, V6},
     flows,
     outcome::Outcome,
-    packet::{ERROR, FIRST, LATER, Packet},
+    packet::{ERROR, FIRST, LATER, Packet, protocol},
+    resets,
     rewrite::rewrite,
     services,
     skb::{Action, Skb},
@@ -98,6 +99,7 @@ fn forward<F: Family, const POINT: u8>(skb: &Skb, config: &Config) -> Result<Act
         && let Some(flow) = flows::live::<F>(packet, &key, from, now, config.ticks_per_second)
         && flow.epoch == config.epoch
         && arrived_right::<F::Addr, POINT>(skb, config, packet, flow, from)?
+        && resets::admit(packet, flow, from).map(|()| true)?
         && flows::refresh::<F>(flow, packet, from, now)
     {
         flows::account(&mut flow.sides[from], packet.signals, skb.len());
@@ -233,6 +235,9 @@ fn leave<F: Family>(skb: &Skb, config: &Config) -> Result<Action, Drop> {
     }
     if protocol == F::ICMP {
         let _ = own_error::<F, POINT_TO_NETDEV>(skb).unpack()?;
+    }
+    if protocol == protocol::TCP {
+        let _ = resets::of_nobody::<F>(skb, config).unpack()?;
     }
     Ok(Action::Pass)
 }

@@ -4,7 +4,9 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{bpf_fib_lookup, bpf_sock_tuple},
-    helpers::{bpf_fib_lookup as fib_lookup, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release},
+    helpers::{
+        bpf_fib_lookup as fib_lookup, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
+    },
 };
 use weft_abi::flow::Tuple;
 
@@ -45,7 +47,7 @@ pub fn interface<F: Family>(
 }
 
 /// Whether a socket of the node would take a packet that answers `tuple`: then its source port is
-/// no port to masquerade with. `socket` is scratch space.
+/// no port to masquerade with, and what comes to it is the node's. `socket` is scratch space.
 #[inline(always)]
 pub fn held_by_socket<F: Family>(
     skb: &Skb,
@@ -56,9 +58,10 @@ pub fn held_by_socket<F: Family>(
     let size = F::answering_socket(tuple, socket);
     let context = skb.ctx().as_ptr();
     let found = match protocol {
+        // The one that also finds a socket that waits out its last connection.
         // SAFETY: the pointer and size describe `socket`; the reference is released below.
         protocol::TCP => unsafe {
-            bpf_sk_lookup_tcp(context, &raw mut *socket, size, THIS_NODE, 0)
+            bpf_skc_lookup_tcp(context, &raw mut *socket, size, THIS_NODE, 0)
         },
         // SAFETY: as above.
         protocol::UDP => unsafe {

@@ -233,3 +233,5 @@ pub unsafe trait KernelStruct {}
 unsafe impl KernelStruct for aya_ebpf::bindings::bpf_tunnel_key {}
 // SAFETY: integers.
 unsafe impl KernelStruct for aya_ebpf::bindings::bpf_fib_lookup {}
+// SAFETY: integers.
+unsafe impl KernelStruct for aya_ebpf::bindings::bpf_sock_tuple {}

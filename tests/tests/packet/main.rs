@@ -5,6 +5,7 @@
 //! program on other kernels.
 #![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
+mod eviction;
 mod fragments;
 mod fuzz;
 mod hostile;

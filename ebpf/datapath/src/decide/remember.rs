@@ -4,7 +4,7 @@
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use weft_abi::{
     drop::DropReason,
-    flow::{FLOW_BACK, FLOW_FRONT, FLOW_MASQUERADE, FLOW_OWN_NODE, Side},
+    flow::{FLOW_BACK, FLOW_FRONT, FLOW_MASQUERADE, FLOW_OWN_NODE, Flow, Side, Tuple},
 };
 
 use super::work::{Work, scratch};
@@ -30,24 +30,27 @@ const TRIES: u32 = 48;
 /// Step 6: remembers the decision under every tuple that its packets have.
 ///
 /// - A flow that is not translated has one.
-/// - A reply of a translated flow renews the entry that led here.
+/// - A reply of a translated flow renews the entry that led here, and restores the other one where it
+///   is gone ([`store_front`]).
 /// - A translated flow has two: the other end's view, under which replies will come
 ///   ([`claim_back`], [`claim_port`]), and then the client's, under which its packets come.
 #[inline(always)]
 pub(super) fn remember<F: Family>(skb: &Skb) -> Result<(), Drop> {
-    let state = scratch::<F>()?;
-    state.translated = state.service != 0 || state.masquerade || state.reply;
-    if state.translated && !state.reply {
+    let work = scratch::<F>()?;
+    work.translated = work.service != 0 || work.masquerade || work.reply;
+    if work.translated && !work.reply {
         let _ = F::claim_back(skb).unpack()?;
         let mut tries = 0;
         while !scratch::<F>()?.claimed {
             if tries == TRIES {
                 return Err(Drop::because(DropReason::NoPort));
             }
+            scratch::<F>()?.tries = tries;
             tries += 1;
-            scratch::<F>()?.in_need = tries > TRIES / 2;
             let _ = F::claim_port(skb).unpack()?;
         }
+    } else if work.reply {
+        let _ = F::store_front(skb).unpack()?;
     }
     let _ = F::store(skb).unpack()?;
     Ok(())
@@ -73,22 +76,67 @@ pub fn claim_back<F: Family>(_: &Skb) -> Result<Action, Drop> {
     let Some(old) = flows::lookup::<F>(&key) else {
         return Ok(Action::Pass);
     };
-    let ours = old.flags & FLOW_BACK != 0 && old.xlat == work.flow.xlat;
-    if ours && !work.packet.has(OPENS) {
-        // What the other end has sent so far outlives the decision, but not the connection.
-        keep(&mut work.flow.sides[1 - from], &old.sides[1 - from]);
-        work.destination.side.seen |= old.sides[1 - from].seen;
-    }
     let over =
         flows::closed(old) || flows::expired(old, protocol, work.now, config.ticks_per_second);
-    if ours || over {
+    // What the other end sent while this entry was gone looked like a flow of its own.
+    let answers = old.flags & FLOW_BACK == 0
+        && usize::from(old.initiator) != from
+        && flows::joined_midway(old, protocol);
+    let ours = resume(work, old, from);
+    if ours || over || answers {
         flows::store::<F>(&key, &work.flow)?;
         work.claimed = true;
     }
     Ok(Action::Pass)
 }
 
-/// Claims the other end's view with another source port, if that is free.
+/// Whether an entry is the other end's view of the flow that is being decided, as it was before: then
+/// what its ends have sent so far outlives the decision, but not the connection. `work.flow` is the new
+/// entry, and `from` the packet's side in both.
+#[inline(always)]
+fn resume<A: Copy + PartialEq>(work: &mut Work<A>, old: &Flow<A>, from: usize) -> bool {
+    if old.flags & FLOW_BACK == 0 || old.xlat != work.flow.xlat {
+        return false;
+    }
+    if !work.packet.has(OPENS) {
+        keep(&mut work.flow.sides[1 - from], &old.sides[1 - from]);
+        work.flow.sides[from].seen |= old.sides[from].seen;
+        work.source.side.seen |= old.sides[from].seen;
+        work.destination.side.seen |= old.sides[1 - from].seen;
+    }
+    true
+}
+
+/// The number that decides which port a flow gets at its `index`-th try.
+///
+/// Of a TCP connection it is always the same, so that one whose entries are gone finds the port again
+/// that its other end knows. Whoever could guess it knows the pod's own port, and needs no guess. What
+/// has no connections to lose gets a port that nobody can guess.
+#[inline(always)]
+fn number<F: Family>(tuple: &Tuple<F::Addr>, protocol: u8, index: u32) -> u32 {
+    if protocol != protocol::TCP {
+        // SAFETY: the helper takes nothing and returns a number.
+        return unsafe { bpf_get_prandom_u32() };
+    }
+    let ports = u32::from(tuple.source_port) << 16 | u32::from(tuple.destination_port);
+    let mut number = F::fold(tuple.source) ^ index.wrapping_mul(0x9e37_79b9);
+    // Two rounds of MurmurHash3, and its finish.
+    for word in [F::fold(tuple.destination), ports] {
+        number ^= word
+            .wrapping_mul(0xcc9e_2d51)
+            .rotate_left(15)
+            .wrapping_mul(0x1b87_3593);
+        number = number
+            .rotate_left(13)
+            .wrapping_mul(5)
+            .wrapping_add(0xe654_6b64);
+    }
+    number = (number ^ number >> 16).wrapping_mul(0x85eb_ca6b);
+    number = (number ^ number >> 13).wrapping_mul(0xc2b2_ae35);
+    number ^ number >> 16
+}
+
+/// Claims the other end's view with another source port, if that is free or was this flow's before.
 #[inline(always)]
 pub fn claim_port<F: Family>(skb: &Skb) -> Result<Action, Drop> {
     let (work, config) = (scratch::<F>()?, config::get()?);
@@ -102,16 +150,22 @@ pub fn claim_port<F: Family>(skb: &Skb) -> Result<Action, Drop> {
     } else {
         (FIRST_PORT, PORTS)
     };
-    // SAFETY: the helper takes nothing and returns a number.
-    let random = unsafe { bpf_get_prandom_u32() };
-    work.real.source_port = (u32::from(first) + random % u32::from(ports).max(1)) as u16;
+    let number = number::<F>(&work.packet.tuple, protocol, work.tries);
+    work.real.source_port = (u32::from(first) + number % u32::from(ports).max(1)) as u16;
     let (key, from) = flows::key::<F>(&work.real, protocol);
+    fill_back(work, from);
     if let Some(old) = flows::lookup::<F>(&key) {
         // The other end may remember a connection that is just over; it takes a new one all the same,
         // but better from a port that rested.
+        let in_need = work.tries >= TRIES / 2;
         let over = flows::expired(old, protocol, work.now, config.ticks_per_second)
-            || (work.in_need && flows::closed(old));
+            || (in_need && flows::closed(old));
         if !over {
+            // Of a flow whose client's view is gone, the other end's may still be there.
+            if !work.packet.has(OPENS) && !flows::closed(old) && resume(work, old, from) {
+                flows::store::<F>(&key, &work.flow)?;
+                work.claimed = true;
+            }
             return Ok(Action::Pass);
         }
         // Another CPU may find it as well: who inserts first has it.
@@ -120,8 +174,24 @@ pub fn claim_port<F: Family>(skb: &Skb) -> Result<Action, Drop> {
     if work.masquerade && route::held_by_socket::<F>(skb, &work.real, protocol, &mut work.socket) {
         return Ok(Action::Pass);
     }
-    fill_back(work, from);
     work.claimed = flows::claim::<F>(&key, &work.flow);
+    Ok(Action::Pass)
+}
+
+/// Restores the client's view of a translated flow, of which a reply came, if it is gone.
+#[inline(always)]
+pub fn store_front<F: Family>(_: &Skb) -> Result<Action, Drop> {
+    let work = scratch::<F>()?;
+    let client = flows::reversed(&work.before.xlat);
+    let (key, from) = flows::key::<F>(&client, work.packet.protocol);
+    if flows::lookup::<F>(&key).is_some() || flows::closed(&work.before) {
+        return Ok(Action::Pass);
+    }
+    // The reply goes the other way.
+    fill(work, 1 - from);
+    work.flow.flags |= FLOW_FRONT;
+    work.flow.xlat = flows::reversed(&work.packet.tuple);
+    flows::claim::<F>(&key, &work.flow);
     Ok(Action::Pass)
 }
 

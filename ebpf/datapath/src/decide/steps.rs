@@ -32,6 +32,8 @@ pub trait Steps {
     fn claim_back(skb: &Skb) -> Outcome;
     /// Step 6: the other end's view, with another port.
     fn claim_port(skb: &Skb) -> Outcome;
+    /// Step 6: the client's view, restored by a reply.
+    fn store_front(skb: &Skb) -> Outcome;
     /// Step 6: the client's view, or the only one.
     fn store(skb: &Skb) -> Outcome;
 }

@@ -55,8 +55,8 @@ pub struct Work<A> {
     pub(super) keeps_port: bool,
     /// Whether the other end's view is the flow's.
     pub(super) claimed: bool,
-    /// Whether free ports are hard to find.
-    pub(super) in_need: bool,
+    /// How many other ports were tried.
+    pub(super) tries: u32,
     /// Whether the packet's flow lives.
     pub(super) known: bool,
     /// The side of the packet's source under its key.

@@ -56,6 +56,7 @@ steps! {
     permit: permit4 = decide::permit::<V4>;
     claim_back: claim_back4 = decide::remember::claim_back::<V4>;
     claim_port: claim_port4 = decide::remember::claim_port::<V4>;
+    store_front: store_front4 = decide::remember::store_front::<V4>;
     store: store4 = decide::remember::store::<V4>;
 }
 
@@ -178,6 +179,11 @@ impl Family for V4 {
         let a = u64::from(a.to_bits()) << 16 | u64::from(a_port);
         let b = u64::from(b.to_bits()) << 16 | u64::from(b_port);
         a <= b
+    }
+
+    #[inline(always)]
+    fn fold(address: Addr4) -> u32 {
+        address.to_bits()
     }
 
     #[inline(always)]

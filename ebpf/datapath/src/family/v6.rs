@@ -53,6 +53,7 @@ steps! {
     permit: permit6 = decide::permit::<V6>;
     claim_back: claim_back6 = decide::remember::claim_back::<V6>;
     claim_port: claim_port6 = decide::remember::claim_port::<V6>;
+    store_front: store_front6 = decide::remember::store_front::<V6>;
     store: store6 = decide::remember::store::<V6>;
 }
 
@@ -298,6 +299,19 @@ impl Family for V6 {
             index += 1;
         }
         a_port <= b_port
+    }
+
+    #[inline(always)]
+    fn fold(address: Addr6) -> u32 {
+        // Not only by XOR: neighbours would cancel each other out.
+        let words = words(address);
+        let mut folded = words[0];
+        let mut index = 1;
+        while index < 4 {
+            folded = folded.wrapping_mul(31).wrapping_add(words[index]);
+            index += 1;
+        }
+        folded
     }
 
     #[inline(always)]
