@@ -6,6 +6,8 @@
     reason = "a test that cannot go on should say where"
 )]
 
+#[path = "e2e_cni/chain.rs"]
+mod chain;
 #[path = "e2e_cni/collection.rs"]
 mod collection;
 #[path = "e2e_cni/families.rs"]

@@ -96,6 +96,21 @@ pub fn inside<F: Future<Output = ()> + Send>(netns: &Netns, work: impl FnOnce(Ha
     done.unwrap();
 }
 
+/// The names of a namespace's interfaces.
+pub fn link_names(netns: &Netns) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    inside(netns, async |handle| {
+        let links = handle.link().get().execute();
+        let links: Vec<_> = links.try_collect().await.unwrap();
+        for attribute in links.into_iter().flat_map(|link| link.attributes) {
+            if let LinkAttribute::IfName(name) = attribute {
+                names.insert(name);
+            }
+        }
+    });
+    names
+}
+
 /// The node's CNI set-up, and what it left on disk.
 pub struct Node<'a> {
     pub playground: &'a Playground,
@@ -179,19 +194,8 @@ impl<'a> Node<'a> {
 
     /// The host's ends of pods' interfaces.
     pub fn interfaces(&self) -> BTreeSet<String> {
-        let mut names = BTreeSet::new();
-        inside(self.netns(), async |handle| {
-            let links = handle.link().get().execute();
-            let links: Vec<_> = links.try_collect().await.unwrap();
-            for attribute in links.into_iter().flat_map(|link| link.attributes) {
-                if let LinkAttribute::IfName(name) = attribute
-                    && name.starts_with("weft")
-                    && name != "weft_vxlan"
-                {
-                    names.insert(name);
-                }
-            }
-        });
+        let mut names = link_names(self.netns());
+        names.retain(|name| name.starts_with("weft") && name != "weft_vxlan");
         names
     }
 
