@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     programs::{Program, ProgramError, ProgramInfo},
+    util::KernelVersion,
 };
 use nix::{
     mount::{MsFlags, mount},
@@ -23,6 +24,13 @@ use serde::{Deserialize, Serialize};
 
 /// Where maps that ask to be pinned by name go while the ELF is loaded.
 const PINS: &str = "/sys/fs/bpf";
+
+/// What the agent tells the programs of the kernel when it loads them (`agent/src/bpf/load.rs`): which
+/// code is verified depends on it.
+const HELPERS: [(&str, KernelVersion); 2] = [
+    ("HAVE_SET_RETVAL", KernelVersion::new(6, 1, 0)),
+    ("HAVE_SKB_SET_TSTAMP", KernelVersion::new(5, 18, 0)),
+];
 
 /// What the kernel says of one loaded program. Absent numbers are unknown to this kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,7 +89,13 @@ fn facts(elf: &[u8]) -> Result<Vec<Loaded>> {
 }
 
 fn open(elf: &[u8], log: VerifierLogLevel) -> Result<Ebpf> {
-    EbpfLoader::new()
+    let kernel = KernelVersion::current().context("cannot find out the kernel's version")?;
+    let helpers = HELPERS.map(|(constant, since)| (constant, u8::from(kernel >= since)));
+    let mut loader = EbpfLoader::new();
+    for (constant, is_known) in &helpers {
+        loader.override_global(constant, is_known, true);
+    }
+    loader
         .default_map_pin_directory(PINS)
         .verifier_log_level(log)
         .load(elf)

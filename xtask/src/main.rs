@@ -27,7 +27,7 @@ enum Task {
     Demo(PassedOn),
     /// Run a benchmark (as root): `bench datapath` or `bench cni`.
     Bench(PassedOn),
-    /// Load the datapath and run the packet tests on other kernels, in virtual machines.
+    /// Load the datapath and run packet tests, one of each concept, on other kernels under QEMU.
     Vm(VmArgs),
 }
 
@@ -53,9 +53,25 @@ struct VmArgs {
     /// Kernel lines of Debian, such as 6.1, or exact releases.
     #[arg(value_name = "KERNEL", default_values = vm::DEFAULT_KERNELS)]
     kernels: Vec<String>,
-    /// Arguments for the packet tests, after `--`: a filter, `--nocapture`.
+    /// Run all packet tests, not one of each concept: a quarter of an hour per kernel.
+    #[arg(long, conflicts_with = "test_args")]
+    all: bool,
+    /// Arguments for the packet tests, after `--`, instead of one of each concept: filters,
+    /// `--nocapture`.
     #[arg(last = true)]
     test_args: Vec<String>,
+}
+
+impl VmArgs {
+    fn selection(&self) -> vm::Selection {
+        if self.all {
+            vm::Selection::All
+        } else if self.test_args.is_empty() {
+            vm::Selection::Concepts
+        } else {
+            vm::Selection::Harness(self.test_args.clone())
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -80,6 +96,6 @@ fn perform(task: Task) -> anyhow::Result<()> {
         Task::Test(passed_on) => checks::test(&workspace, &passed_on.verbatim()),
         Task::Demo(passed_on) => run::demo(&workspace, &passed_on.verbatim()),
         Task::Bench(passed_on) => run::bench(&workspace, &passed_on.verbatim()),
-        Task::Vm(args) => vm::run(&workspace, &args.kernels, &args.test_args),
+        Task::Vm(args) => vm::run(&workspace, &args.kernels, &args.selection()),
     }
 }

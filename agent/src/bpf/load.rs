@@ -104,6 +104,13 @@ pub struct ProgramFacts {
     pub verified: Option<u32>,
 }
 
+/// The ELF's constants about helpers, as they are for this kernel: 1 where it has them.
+#[must_use]
+pub fn helpers() -> [(&'static str, u8); HELPERS.len()] {
+    let kernel = KernelVersion::current().unwrap_or(KernelVersion::new(0, 0, 0));
+    HELPERS.map(|(constant, since)| (constant, u8::from(kernel >= since)))
+}
+
 /// Opens or creates the pins and loads every program. Nothing is attached yet.
 ///
 /// # Errors
@@ -116,11 +123,7 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     let trace_level = if options.trace { u8::MAX } else { 0 };
     let mut loader = EbpfLoader::new();
     loader.override_global(TRACE_LEVEL, &trace_level, false);
-    let kernel = KernelVersion::current().unwrap_or(KernelVersion::new(0, 0, 0));
-    let known: Vec<(&str, u8)> = HELPERS
-        .iter()
-        .map(|(constant, since)| (*constant, u8::from(kernel >= *since)))
-        .collect();
+    let known = helpers();
     for (constant, is_known) in &known {
         loader.override_global(constant, is_known, true);
     }

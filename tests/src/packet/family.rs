@@ -110,6 +110,15 @@ impl Family {
         }
     }
 
+    /// The address that is none: with a prefix length of 0, the network of everything.
+    #[must_use]
+    pub const fn unspecified(self) -> IpAddr {
+        match self {
+            Self::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            Self::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        }
+    }
+
     /// Bits of an address.
     #[must_use]
     pub const fn bits(self) -> u8 {

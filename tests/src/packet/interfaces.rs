@@ -9,11 +9,17 @@ use std::os::fd::AsRawFd as _;
 use std::thread;
 
 use anyhow::{Context as _, Result};
+use futures::StreamExt as _;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns, unshare};
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
 use rtnetlink::packet_route::neighbour::NeighbourState;
 use rtnetlink::packet_route::route::RouteMessage;
+use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder};
 use weft_abi::OVERLAY_MAC;
 
@@ -85,7 +91,8 @@ pub fn make(pods: &[LocalPod], wanted: Wanted) -> Result<Interfaces> {
     for device in ["all", "default"] {
         sysctl(&format!("ipv4/conf/{device}/rp_filter"), "0")?;
     }
-    let outer = outer_namespace()?;
+    // Nothing there speaks by itself.
+    let outer = namespace(|| sysctl("ipv6/conf/default/disable_ipv6", "1"))?;
     let (indices, uplink, overlay) =
         with_netlink(async |handle| configure(handle, pods, wanted, &outer).await)?;
     // Only now: the end of a veth that comes first cannot be up before the other.
@@ -109,7 +116,7 @@ pub fn make(pods: &[LocalPod], wanted: Wanted) -> Result<Interfaces> {
 }
 
 /// Runs netlink work in the thread's namespace.
-fn with_netlink<T>(work: impl AsyncFnOnce(&Handle) -> Result<T>) -> Result<T> {
+pub fn with_netlink<T>(work: impl AsyncFnOnce(&Handle) -> Result<T>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -135,12 +142,12 @@ pub fn within<T: Send>(namespace: &File, work: impl FnOnce() -> Result<T> + Send
     })
 }
 
-fn outer_namespace() -> Result<File> {
+/// A new namespace, after `prepare` ran in it.
+pub fn namespace(prepare: fn() -> io::Result<()>) -> Result<File> {
     thread::scope(|scope| {
         let thread = scope.spawn(|| -> Result<File> {
             unshare(CloneFlags::CLONE_NEWNET)?;
-            // Nothing there speaks by itself.
-            sysctl("ipv6/conf/default/disable_ipv6", "1")?;
+            prepare()?;
             Ok(File::open("/proc/thread-self/ns/net")?)
         });
         thread
@@ -150,7 +157,7 @@ fn outer_namespace() -> Result<File> {
 }
 
 /// Interfaces made from now on in the thread's namespace speak as little as possible.
-fn quiet() -> io::Result<()> {
+pub fn quiet() -> io::Result<()> {
     for (key, value) in [("accept_dad", "0"), ("router_solicitations", "0")] {
         sysctl(&format!("ipv6/conf/default/{key}"), value)?;
     }
@@ -158,7 +165,8 @@ fn quiet() -> io::Result<()> {
     sysctl("ipv6/conf/default/addr_gen_mode", "1")
 }
 
-fn sysctl(key: &str, value: &str) -> io::Result<()> {
+/// Sets a sysctl of the thread's namespace, named below `net`.
+pub fn sysctl(key: &str, value: &str) -> io::Result<()> {
     fs::write(format!("/proc/sys/net/{key}"), value)
 }
 
@@ -219,13 +227,9 @@ async fn configure(
                 ROUTER_MAC,
             )
             .await?;
-            let nowhere = family.pick(
-                IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-                IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-            );
             handle
                 .route()
-                .add(route(nowhere, 0, Some(router), uplink))
+                .add(route(family.unspecified(), 0, Some(router), uplink))
                 .execute()
                 .await?;
             if wanted.native {
@@ -295,14 +299,16 @@ async fn veth(
     Ok(if_nametoindex(name)?)
 }
 
-async fn up(handle: &Handle, name: &str) -> Result<()> {
+/// Sets an interface up.
+pub async fn up(handle: &Handle, name: &str) -> Result<()> {
     let link = LinkUnspec::new_with_index(if_nametoindex(name)?)
         .up()
         .build();
     Ok(handle.link().set(link).execute().await?)
 }
 
-async fn neighbour(handle: &Handle, ifindex: u32, address: IpAddr, mac: Mac) -> Result<()> {
+/// Makes a permanent neighbour.
+pub async fn neighbour(handle: &Handle, ifindex: u32, address: IpAddr, mac: Mac) -> Result<()> {
     let add = handle.neighbours().add(ifindex, address);
     let add = add
         .link_layer_address(&mac)
@@ -311,7 +317,8 @@ async fn neighbour(handle: &Handle, ifindex: u32, address: IpAddr, mac: Mac) -> 
     Ok(add.execute().await?)
 }
 
-fn route(network: IpAddr, prefix: u8, gateway: Option<IpAddr>, ifindex: u32) -> RouteMessage {
+/// A route: by a gateway, or to what is on the link itself.
+pub fn route(network: IpAddr, prefix: u8, gateway: Option<IpAddr>, ifindex: u32) -> RouteMessage {
     match (network, gateway) {
         (IpAddr::V4(network), gateway) => {
             let route = RouteMessageBuilder::<Ipv4Addr>::new()
@@ -334,4 +341,29 @@ fn route(network: IpAddr, prefix: u8, gateway: Option<IpAddr>, ifindex: u32) -> 
             }
         }
     }
+}
+
+/// Gives an interface another queueing discipline. Whether the kernel has it.
+pub fn queue(ifindex: u32, kind: &str) -> Result<bool> {
+    let mut message = TcMessage::with_index(ifindex.cast_signed());
+    message.header.parent = TcHandle::ROOT;
+    message.attributes.push(TcAttribute::Kind(kind.to_owned()));
+    let message = RouteNetlinkMessage::NewQueueDiscipline(message);
+    let mut request = NetlinkMessage::from(message);
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+    with_netlink(async |handle| {
+        let mut answers = handle.clone().request(request)?;
+        while let Some(answer) = answers.next().await {
+            if let NetlinkPayload::Error(error) = answer.payload
+                && error.code.is_some()
+            {
+                let error = error.to_io();
+                if error.raw_os_error() == Some(libc::ENOENT) {
+                    return Ok(false);
+                }
+                return Err(error).with_context(|| format!("cannot queue by {kind}"));
+            }
+        }
+        Ok(true)
+    })
 }

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::{
     EbpfLoader,
     maps::{HashMap, Map, MapData, PerCpuArray},
-    programs::{SchedClassifier, TestRun as _, TestRunOptions},
+    programs::{Program, SchedClassifier, TestRun as _, TestRunOptions},
 };
 use weft_abi::{
     addr::{Addr4, Addr6},
@@ -13,7 +13,14 @@ use weft_abi::{
     flow::{Flow, FlowKey},
     maps::programs,
 };
-use weft_agent::bpf::{DATAPATH, load::Loaded, tables::Tables};
+use weft_agent::{
+    bpf::{
+        DATAPATH,
+        load::{self, Loaded},
+        tables::Tables,
+    },
+    netlink,
+};
 use weft_core::{
     compile::{Compiler, Desired},
     contents::Contents,
@@ -182,6 +189,10 @@ impl Lab {
         }
         let mut loader = EbpfLoader::new();
         loader.override_global("AYA_LOG_LEVEL", &0_u8, false);
+        let helpers = load::helpers();
+        for (constant, is_known) in &helpers {
+            loader.override_global(constant, is_known, true);
+        }
         let counting = u8::from(setup.counting);
         loader.override_global("COUNT_LOOKUPS", &counting, true);
         for table in ["flows4", "flows6"] {
@@ -212,6 +223,7 @@ impl Lab {
             flags: setup.masquerade,
             masquerade_first: MASQUERADE_FIRST,
             masquerade_ports: MASQUERADE_PORTS,
+            netns_cookie: netlink::socket::netns_cookie().unwrap_or(0),
             ..Config::default()
         };
         let mut lab = Self {
@@ -564,6 +576,22 @@ impl Lab {
     /// When the ELF has none of that name.
     pub(super) fn program(&mut self, name: &str) -> Result<&mut SchedClassifier> {
         program(&mut self.loaded, name)
+    }
+
+    /// Any program of the ELF.
+    ///
+    /// # Errors
+    ///
+    /// When the ELF has none of that name.
+    pub(super) fn any_program(&mut self, name: &str) -> Result<&mut Program> {
+        let program = self.loaded.ebpf_mut().program_mut(name);
+        program.with_context(|| format!("the ELF has no program {name}"))
+    }
+
+    /// Whether socket programs know the lab's namespace; from 5.14 on kernels tell its number.
+    #[must_use]
+    pub const fn knows_its_namespace(&self) -> bool {
+        self.config.netns_cookie != 0
     }
 
     /// Map lookups so far: flows, endpoints, ipcache, policy, services.

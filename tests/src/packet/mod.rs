@@ -12,6 +12,8 @@
 //! in `cargo xtask vm`.
 
 pub mod bytes;
+mod cgroup;
+mod ends;
 mod family;
 mod flows;
 pub mod frames;
@@ -22,6 +24,8 @@ mod tap;
 mod wire;
 mod world;
 
+pub use cgroup::Sockets;
+pub use ends::Ends;
 pub use family::{FAMILIES, Family, Place, Somewhere};
 pub use flows::FlowEntry;
 pub use interfaces::{OVERLAY_MTU, OVERLAY_PORT, ROUTER_MAC, UPLINK_MAC, UPLINK_MTU};

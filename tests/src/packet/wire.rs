@@ -16,9 +16,11 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::programs::tc::{self, TcAttachType};
 use aya::util::KernelVersion;
 use weft_abi::{OVERLAY_MAC, OVERLAY_PEER_MAC, drop::DropReason, maps::programs};
+use weft_agent::netlink::{Netlink, qdisc};
 
 use super::interfaces::{
-    OVERLAY, OVERLAY_PORT, ROUTER_MAC, UPLINK, UPLINK_MAC, UPLINK_PEER, pod_interface, pod_peer,
+    self, OVERLAY, OVERLAY_PORT, ROUTER_MAC, UPLINK, UPLINK_MAC, UPLINK_PEER, pod_interface,
+    pod_peer,
 };
 use super::tap::{PATIENCE, Tap};
 use super::{
@@ -146,6 +148,31 @@ impl Wire {
         self.arrive(&Packet::new(overlay.source, overlay.destination, outer))
     }
 
+    /// Gives the uplink another queueing discipline. Whether the kernel has it.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses for another reason.
+    pub fn queue(&self, kind: &str) -> Result<bool> {
+        interfaces::queue(self.lab.uplink(), kind)
+    }
+
+    /// Whether the agent finds that the uplink sends packets at their departure times.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot find out.
+    pub fn sends_at_departure_times(&self) -> Result<bool> {
+        let uplinks = [self.lab.uplink()];
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(async {
+            let netlink = Netlink::host()?;
+            Ok(qdisc::send_at_departure_times(&netlink, &uplinks).await?)
+        })
+    }
+
     /// What a pod receives next.
     ///
     /// # Errors
@@ -172,6 +199,27 @@ impl Wire {
     ///
     /// When nothing does, or a broken packet.
     pub fn overlay(&self) -> Result<Overlay> {
+        let (outer, vni, inner) = self.encapsulated()?;
+        let inner = Packet::parse(&inner);
+        Ok(Overlay {
+            source: outer.source,
+            destination: outer.destination,
+            vni,
+            inner: inner.map_err(|error| anyhow!("inside of the overlay: {error}"))?,
+        })
+    }
+
+    /// The frame that leaves by the overlay next: of a socket, whose checksum is not finished there.
+    ///
+    /// # Errors
+    ///
+    /// When nothing does.
+    pub fn overlay_frame(&self) -> Result<Vec<u8>> {
+        Ok(self.encapsulated()?.2)
+    }
+
+    /// What leaves by the overlay next: the outer packet, the VNI, and the frame inside.
+    fn encapsulated(&self) -> Result<(Packet, u32, Vec<u8>)> {
         let outer = self
             .outside
             .receive(|frame| packet(frame)?.ok().filter(is_overlay))?;
@@ -180,13 +228,9 @@ impl Wire {
         };
         ensure!(data.starts_with(&[8, 0, 0, 0]), "no VXLAN: {data:02x?}");
         let vni = data.get(4..8).context("no VNI")?;
-        let inner = Packet::parse(&data[8..]);
-        Ok(Overlay {
-            source: outer.source,
-            destination: outer.destination,
-            vni: u32::from_be_bytes([0, vni[0], vni[1], vni[2]]),
-            inner: inner.map_err(|error| anyhow!("inside of the overlay: {error}"))?,
-        })
+        let vni = u32::from_be_bytes([0, vni[0], vni[1], vni[2]]);
+        let inner = data[8..].to_vec();
+        Ok((outer, vni, inner))
     }
 
     /// Sends something and waits until it is dropped for this reason. Nothing comes out anywhere.

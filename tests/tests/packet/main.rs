@@ -5,6 +5,7 @@
 //! program on other kernels.
 #![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
+mod departure;
 mod eviction;
 mod fragments;
 mod fuzz;
@@ -17,6 +18,7 @@ mod mtu;
 mod paths;
 mod policy;
 mod services;
+mod sockets;
 mod support;
 mod uplink;
 mod v6;

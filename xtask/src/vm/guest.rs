@@ -38,6 +38,13 @@ pub struct Guest {
     elf: PathBuf,
 }
 
+impl Guest {
+    /// The packet tests; they run here as well.
+    pub fn packet_tests(&self) -> &Path {
+        &self.packet_tests
+    }
+}
+
 /// Builds the programs, statically linked: the machine has no libraries.
 pub fn build(workspace: &Workspace, elf: &Path) -> Result<Guest> {
     process::step("building static programs for the machines (minutes when cold)");

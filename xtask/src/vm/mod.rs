@@ -1,4 +1,4 @@
-//! `vm`: loads every program and runs the packet tests on other kernels, under QEMU.
+//! `vm`: loads every program and runs packet tests on other kernels, under QEMU.
 //!
 //! ```text
 //!   kernel ─ Debian's package, unpacked ──┐
@@ -15,9 +15,11 @@ mod kernel;
 mod modules;
 mod qemu;
 mod report;
+mod selection;
 
 pub use guest::path as guest_path;
 pub use report::{FINISHED, PROGRAM};
+pub use selection::Selection;
 
 use std::fs;
 
@@ -28,8 +30,8 @@ use crate::{debian::Archive, ebpf, process, setup, workspace::Workspace};
 /// The oldest supported kernel, and the long-term ones that clusters run.
 pub const DEFAULT_KERNELS: [&str; 3] = ["5.10", "6.1", "6.12"];
 
-/// Boots each of `kernels`, and fails unless every program loads and every test passes on all.
-pub fn run(workspace: &Workspace, kernels: &[String], test_args: &[String]) -> Result<()> {
+/// Boots each of `kernels`, and fails unless every program loads and every chosen test passes on all.
+pub fn run(workspace: &Workspace, kernels: &[String], tests: &Selection) -> Result<()> {
     qemu::ensure()?;
     let elf = ebpf::build(workspace, &setup::toolchain(workspace)?)?;
     let directory = workspace.vm();
@@ -40,6 +42,7 @@ pub fn run(workspace: &Workspace, kernels: &[String], test_args: &[String]) -> R
         .map(|wanted| kernel::choose(&available, wanted))
         .collect::<Result<Vec<_>>>()?;
     let guest = guest::build(workspace, &elf)?;
+    let test_args = tests.arguments(guest.packet_tests())?;
 
     let mut reports = Vec::new();
     for release in chosen {
@@ -47,7 +50,7 @@ pub fn run(workspace: &Workspace, kernels: &[String], test_args: &[String]) -> R
         let modules = modules::needed(&kernel.modules)
             .with_context(|| format!("kernel {release} lacks what Weft needs"))?;
         let initramfs = directory.join(format!("initramfs-{release}.cpio"));
-        fs::write(&initramfs, guest::initramfs(&guest, &modules, test_args)?)
+        fs::write(&initramfs, guest::initramfs(&guest, &modules, &test_args)?)
             .with_context(|| format!("cannot write {}", initramfs.display()))?;
         process::step(format!("booting {release}"));
         let log = directory.join(format!("{release}.log"));

@@ -14,7 +14,14 @@ use anyhow::{Context as _, Result, bail};
 use object::{Object as _, ObjectSection as _};
 
 /// What the agent and the packet tests use; absent modules may be built into the kernel.
-const WANTED: [&str; 5] = ["veth", "vxlan", "bridge", "sch_ingress", "cls_bpf"];
+const WANTED: [&str; 6] = [
+    "veth",
+    "vxlan",
+    "bridge",
+    "sch_ingress",
+    "cls_bpf",
+    "sch_fq",
+];
 
 /// A module, ready to be loaded.
 pub struct Module {

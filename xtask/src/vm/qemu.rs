@@ -18,8 +18,11 @@ use crate::{process, setup};
 const QEMU: &str = "qemu-system-x86_64";
 const PACKAGE: &str = "qemu-system-x86";
 
-/// How long a machine may take for everything; emulated, a packet test takes seconds.
-const LIMIT: Duration = Duration::from_secs(15 * 60);
+/// How long QEMU's installation may take.
+const INSTALLATION: Duration = Duration::from_secs(15 * 60);
+
+/// How long a machine may say nothing; emulated, a packet test takes seconds, some a minute.
+const SILENCE: Duration = Duration::from_secs(5 * 60);
 
 /// How long it may take to switch itself off.
 const SWITCH_OFF: Duration = Duration::from_secs(20);
@@ -48,7 +51,7 @@ pub fn ensure() -> Result<()> {
             .args(arguments)
             .env("DEBIAN_FRONTEND", "noninteractive")
             .stdin(Stdio::null());
-        process::run_within(command.stdout(Stdio::null()), LIMIT)
+        process::run_within(command.stdout(Stdio::null()), INSTALLATION)
     };
     let install = [
         "--quiet=2",
@@ -65,7 +68,7 @@ pub fn ensure() -> Result<()> {
 
 /// Boots `image`, writing the console to `log`, until the machine switches itself off.
 ///
-/// Fails when it panics, hangs, or takes too long; what its programs found is in the log.
+/// Fails when it panics or hangs; what its programs found is in the log.
 pub fn boot(image: &Path, initramfs: &Path, log: &Path) -> Result<()> {
     let mut file = File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
     let child = Command::new(QEMU)
@@ -113,8 +116,8 @@ pub fn boot(image: &Path, initramfs: &Path, log: &Path) -> Result<()> {
         .context("the machine has no console")?;
     let lines = read_lines(console);
 
-    let mut deadline = Instant::now() + LIMIT;
-    let mut lost = None;
+    let mut deadline = Instant::now() + SILENCE;
+    let (mut lost, mut finished) = (None, false);
     loop {
         match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => {
@@ -126,12 +129,15 @@ pub fn boot(image: &Path, initramfs: &Path, log: &Path) -> Result<()> {
                     lost = Some(line);
                 } else if line.starts_with(FINISHED) {
                     deadline = Instant::now() + SWITCH_OFF;
+                    finished = true;
+                } else if lost.is_none() && !finished {
+                    deadline = Instant::now() + SILENCE;
                 }
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => break,
             Err(mpsc::RecvTimeoutError::Timeout) => match lost {
                 Some(_) => break,
-                None => bail!("the machine did not end in time and was switched off"),
+                None => bail!("the machine went silent, or did not end, and was switched off"),
             },
         }
     }

@@ -17,6 +17,7 @@ pub struct Report {
     programs: Vec<Loaded>,
     tests: Option<Tests>,
     failed_tests: Vec<String>,
+    skipped: Vec<String>,
     success: bool,
     error: Option<Error>,
 }
@@ -29,13 +30,6 @@ struct Tests {
 
 /// Reads the console of the machine that ran `release`; `error` is why it did not end by itself.
 pub fn read(release: &str, console: &str, error: Option<Error>) -> Report {
-    let failed_tests = console.lines().filter_map(|line| {
-        Some(
-            line.strip_prefix("test ")?
-                .strip_suffix(" ... FAILED")?
-                .to_owned(),
-        )
-    });
     let programs = console
         .lines()
         .filter_map(|line| serde_json::from_str(line.strip_prefix(PROGRAM)?).ok());
@@ -46,10 +40,39 @@ pub fn read(release: &str, console: &str, error: Option<Error>) -> Report {
         release: release.to_owned(),
         programs: programs.collect(),
         tests: console.lines().find_map(test_result),
-        failed_tests: failed_tests.collect(),
+        failed_tests: failed_tests(console),
+        skipped: skipped(console),
         success: success && error.is_none(),
         error,
     }
+}
+
+/// The tests that the harness lists in the end. Where each is run, what it prints itself can come
+/// between its name and its result.
+fn failed_tests(console: &str) -> Vec<String> {
+    let last = console
+        .lines()
+        .rev()
+        .skip_while(|line| !line.starts_with("test result: "));
+    let list = last.take_while(|line| *line != "failures:");
+    let mut failed: Vec<String> = list
+        .filter_map(|line| Some(line.strip_prefix("    ")?.to_owned()))
+        .collect();
+    failed.reverse();
+    failed
+}
+
+/// What tests did not do, with their names where they precede it.
+fn skipped(console: &str) -> Vec<String> {
+    let skipped = console.lines().filter_map(|line| {
+        let (test, why) = line.split_once("skipped: ")?;
+        let test = test
+            .strip_prefix("test ")
+            .unwrap_or(test)
+            .trim_end_matches(" ... ");
+        Some(format!("{test}: {why}"))
+    });
+    skipped.collect()
 }
 
 /// Reads `test result: ok. 12 passed; 0 failed; ...`.
@@ -86,6 +109,9 @@ impl Report {
         }
         for test in &self.failed_tests {
             verdict.push_str(&format!("\n  failed: {test}"));
+        }
+        for test in &self.skipped {
+            verdict.push_str(&format!("\n  skipped: {test}"));
         }
         verdict
     }
@@ -144,8 +170,10 @@ mod tests {
         "vm-program: {\"name\":\"to_container\",\"translated\":14,\"verified\":12,\"jited\":71,",
         "\"stack\":[8]}\n",
         "test hairpin ... ok\n",
+        "test queued ... skipped: no queue\nok\n",
         "test spoofed ... FAILED\n",
-        "test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n",
+        "\nfailures:\n\n---- spoofed stdout ----\n    left: 1\n\nfailures:\n    spoofed\n\n",
+        "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n",
         "vm: failure\n",
     );
 
@@ -155,7 +183,8 @@ mod tests {
         assert!(!report.is_success());
         assert_eq!(
             report.verdict(),
-            "6.1.0-50: FAILURE, 1 programs loaded, packet tests: 1 passed, 1 FAILED\n  failed: spoofed"
+            "6.1.0-50: FAILURE, 1 programs loaded, packet tests: 2 passed, 1 FAILED\n  failed: \
+             spoofed\n  skipped: queued: no queue"
         );
     }
 
@@ -174,7 +203,7 @@ mod tests {
         );
         assert_eq!(
             rows[2],
-            "packet tests           none finished  1 passed, 1 FAILED"
+            "packet tests           none finished  2 passed, 1 FAILED"
         );
     }
 
