@@ -7,6 +7,8 @@
 
 #[path = "e2e_uplinks/clsact.rs"]
 mod clsact;
+#[path = "e2e_uplinks/networks.rs"]
+mod networks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

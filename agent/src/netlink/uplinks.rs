@@ -8,6 +8,13 @@
 //! is no port of another interface, and leads somewhere: it has the node's address, a default route,
 //! or a route to another node on its link. Loopback, the overlay and pods' interfaces never are.
 //!
+//! An interface that leads to nothing but a network of its own is none. Mostly it is a bridge of this
+//! node (`docker0`, `virbr0`): its machines have the node as their router, so they answer to pods'
+//! own addresses, and the packet filter of the bridge's owner sees what passes. But a card in a
+//! network that the node does not route for (storage, say) looks the same: pods' packets leave by it
+//! with pods' addresses, which machines there need a route to. The agent says so, and `--uplink` makes
+//! it an uplink.
+//!
 //! [`select`] is pure: the same view of the kernel gives the same uplinks.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +32,9 @@ use weft_abi::config::Uplink as Entry;
 use super::routes::{self, Route};
 use super::socket::{Link, Netlink, NetlinkError, failed};
 use super::{ROUTE_PROTOCOL, overlay, veth};
+
+/// The kinds of network cards (which have none) and of what is made of cards.
+const CARDS: [&str; 6] = ["", "vlan", "bond", "team", "macvlan", "ipvlan"];
 
 /// An address of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +135,8 @@ pub enum Problem {
     Missing(String),
     /// An interface carries packets without Ethernet headers.
     NotEthernet(String),
+    /// A card leads to a network of its own and nowhere else.
+    NotNamed(String),
     /// No interface is an uplink.
     None,
 }
@@ -141,6 +153,13 @@ impl fmt::Display for Problem {
                 "interface {name} carries packets without Ethernet headers, which Weft does not \
                  support as an uplink: pods reach nothing through it but by the host's own routing, \
                  without masquerade"
+            ),
+            Self::NotNamed(name) => write!(
+                f,
+                "interface {name} leads to neither a router nor a node, so it is no uplink: pods \
+                 reach its network by the host's own routing, without masquerade, and machines there \
+                 need a route to pods. Give --uplink for each uplink, with {name} or without, to \
+                 decide"
             ),
             Self::None => f.write_str(
                 "no interface is an uplink: pods reach nothing outside of the node. Give --uplink if \
@@ -204,16 +223,23 @@ pub fn select(observed: &Observed, criteria: &Criteria<'_>) -> (Vec<Uplink>, BTr
         .filter(|interface| {
             let name = &interface.link.name;
             if criteria.names.is_empty() {
-                if interface.is_candidate()
-                    && !interface.link.ethernet
-                    && criteria.in_use(interface)
-                {
-                    problems.insert(Problem::NotEthernet(name.clone()));
+                if !interface.is_candidate() {
+                    return false;
                 }
-                interface.is_candidate()
-                    && interface.link.ethernet
-                    && interface.link.master.is_none()
-                    && observed.leads_out(interface, criteria)
+                if !interface.link.ethernet {
+                    if criteria.in_use(interface) {
+                        problems.insert(Problem::NotEthernet(name.clone()));
+                    }
+                    return false;
+                }
+                if interface.link.master.is_some() {
+                    return false;
+                }
+                let leads_out = observed.leads_out(interface, criteria);
+                if !leads_out && interface.is_card() && observed.has_network(interface) {
+                    problems.insert(Problem::NotNamed(name.clone()));
+                }
+                leads_out
             } else {
                 let named = criteria.names.contains(name) && interface.link.up;
                 if named && !interface.link.ethernet {
@@ -267,6 +293,12 @@ impl Observed {
         interface.has_any(criteria.node) || { routes }.any(leads)
     }
 
+    /// Whether others can be on an interface's link: some route leads there.
+    fn has_network(&self, interface: &Interface) -> bool {
+        let index = interface.link.index;
+        { self.routes.iter() }.any(|route| route.unicast && route.interface == index)
+    }
+
     /// Whether an address is on a loopback interface, and so as good on any uplink.
     fn is_on_loopback(&self, address: IpAddr) -> bool {
         let loopbacks = self.interfaces.values().filter(|i| i.link.loopback);
@@ -278,6 +310,12 @@ impl Interface {
     fn is_candidate(&self) -> bool {
         let global = |address: &Address| is_global(address.ip);
         self.link.up && !self.link.loopback && self.addresses.iter().any(global)
+    }
+
+    /// Whether it is a network card, or stands for one: not made by software of this node for its own
+    /// containers and machines.
+    fn is_card(&self) -> bool {
+        CARDS.contains(&self.link.kind.as_str())
     }
 
     fn has_any(&self, addresses: &[IpAddr]) -> bool {

@@ -53,12 +53,14 @@ impl Node {
         port.link.master = Some(8);
         let mut down = interface(9, "down0", &["198.51.100.9"]);
         down.link.up = false;
+        let mut docker = interface(5, "docker0", &["172.17.0.1"]);
+        docker.link.kind = "bridge".to_owned();
         let interfaces = [
             lo,
             interface(2, "eth0", &["fe80::2", "172.30.0.2", "2001:db8::2"]),
             interface(3, "eth1", &["10.9.0.2"]),
             interface(4, "wan0", &["198.51.100.4", "2001:db8:4::4"]),
-            interface(5, "docker0", &["172.17.0.1"]),
+            docker,
             interface(6, "bare0", &[]),
             port,
             interface(8, "br0", &["198.51.100.8"]),
@@ -122,6 +124,48 @@ fn what_leads_out_of_the_node_is_an_uplink() {
     let (uplinks, _) = node.select();
     let carries: Vec<bool> = uplinks.iter().map(|uplink| uplink.carries_node).collect();
     assert_eq!(carries, [true, false, false]);
+}
+
+#[test]
+fn a_network_of_its_own_makes_no_uplink_and_a_card_in_one_is_told() {
+    let mut node = Node::new();
+    let told = |names: &[&str]| -> BTreeSet<Problem> {
+        let names = names.iter();
+        names.map(|n| Problem::NotNamed((*n).to_owned())).collect()
+    };
+    assert!(!node.names().contains(&"docker0".to_owned()));
+    assert_eq!(node.select().1, told(&[]), "a bridge is nothing to tell");
+    // A card in a storage network. Nobody is on br0's link: it has an address and no network.
+    let storage = interface(10, "stor0", &["10.50.0.2", "fd50::2"]);
+    node.observed.interfaces.insert(10, storage);
+    for network in ["10.50.0.0/24", "fd50::/64"] {
+        node.observed.routes.insert(route(network, 10, None));
+    }
+    for kind in ["", "vlan", "bond"] {
+        kind.clone_into(&mut node.get(10).link.kind);
+        assert_eq!(node.names(), ["eth0", "eth1", "wan0"]);
+        assert_eq!(node.select().1, told(&["stor0"]), "{kind}");
+    }
+    for kind in ["veth", "dummy", "bridge"] {
+        kind.clone_into(&mut node.get(10).link.kind);
+        assert_eq!(node.select().1, told(&[]), "{kind}");
+    }
+    node.get(10).link.kind.clear();
+    // A router of a network beyond makes no difference; another node does.
+    let beyond = route("10.60.0.0/16", 10, Some("10.50.0.1"));
+    node.observed.routes.insert(beyond);
+    assert_eq!(node.select().1, told(&["stor0"]));
+    node.peers.insert(ip("10.50.0.3"));
+    assert_eq!(node.names(), ["eth0", "eth1", "wan0", "stor0"]);
+    assert_eq!(node.select().1, told(&[]));
+    // Naming decides, either way.
+    node.peers.remove(&ip("10.50.0.3"));
+    node.names = ["eth0", "stor0"].map(str::to_owned).into();
+    assert_eq!(node.names(), ["eth0", "stor0"]);
+    assert_eq!(node.select().1, told(&[]));
+    node.names.pop();
+    assert_eq!(node.names(), ["eth0"]);
+    assert_eq!(node.select().1, told(&[]));
 }
 
 #[test]
