@@ -218,6 +218,16 @@ impl Wire {
         Ok(self.encapsulated()?.2)
     }
 
+    /// Forgets what has left by the uplink so far. What nobody reads fills the tap, and then it takes
+    /// nothing more.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn forget_outside(&self) -> Result<()> {
+        self.outside.drain().map(drop)
+    }
+
     /// What leaves by the overlay next: the outer packet, the VNI, and the frame inside.
     fn encapsulated(&self) -> Result<(Packet, u32, Vec<u8>)> {
         let outer = self
