@@ -18,7 +18,7 @@ pub mod fragments;
 pub mod leave;
 pub mod remember;
 mod steps;
-mod translate;
+pub mod translate;
 mod work;
 
 use aya_log_ebpf::debug;
@@ -33,7 +33,7 @@ pub(crate) use self::steps::steps;
 use self::{
     ends::{check_destination, check_uplink, origin},
     remember::{keep, remember},
-    translate::translate,
+    translate::{find_backend, translate},
     work::{Fate, scratch},
 };
 pub use self::{
@@ -48,7 +48,7 @@ use crate::{
     drops::Drop,
     family::Family,
     flows,
-    packet::{ERROR, Packet},
+    packet::{ERROR, OPENS, Packet, protocol},
     policy::{self, Question},
     resets,
     skb::{Action, Skb},
@@ -75,6 +75,9 @@ pub fn decide<F: Family, const POINT: u8>(
         }
     } else {
         let _ = F::recognise(skb).unpack()?;
+        if packet.protocol == protocol::TCP && !packet.has(OPENS) && !scratch::<F>()?.known {
+            find_backend::<F>(skb)?;
+        }
         let _ = F::choose(skb).unpack()?;
     }
     match scratch::<F>()?.fate {

@@ -76,8 +76,14 @@ pub fn choose<F: Family>(frontend: &Frontend) -> Result<Choice<F::Addr>, Drop> {
         return Err(Drop::because(DropReason::NoBackend));
     }
     // SAFETY: the helper takes nothing and returns a number.
-    let slot = frontend.first + unsafe { bpf_get_prandom_u32() } % frontend.count;
-    let service = frontend.service;
+    let index = unsafe { bpf_get_prandom_u32() } % frontend.count;
+    backend_at::<F>(frontend, index)
+}
+
+/// The backend in one of the slots of a service port: `index` is below its `count`.
+#[inline(always)]
+pub fn backend_at<F: Family>(frontend: &Frontend, index: u32) -> Result<Choice<F::Addr>, Drop> {
+    let (service, slot) = (frontend.service, frontend.first + index);
     lookups::count(Table::Services);
     // SAFETY: read at once and not kept across map changes of this program.
     let Some(slot) = (unsafe { SLOTS.get(SlotKey { service, slot }) }) else {

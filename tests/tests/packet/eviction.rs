@@ -1,5 +1,6 @@
 //! The flow table forgets one half of a translated flow, or both.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 
 use weft_abi::{
@@ -11,8 +12,8 @@ use weft_tests::packet::{
     Cluster, Family, Lab, MASQUERADE_FIRST, MASQUERADE_PORTS, Setup, Somewhere as _, Verdict,
     bytes::{ACK, Packet, Payload, RST, SYN},
     scene::{
-        DB, DB2, ELSEWHERE, NODE, OUTSIDE, REMOTE, VIP, WEB, cluster, dropped, families, lab,
-        lab_with, service, uplink_lab,
+        DB, DB2, ELSEWHERE, NODE, OTHER_VIP, OUTSIDE, REMOTE, VIP, WEB, cluster, dropped, families,
+        lab, lab_with, service, uplink_lab,
     },
 };
 
@@ -307,5 +308,46 @@ fn a_reset_is_held_back_for_a_while_only() {
                 lab.forget_flows().unwrap();
             }
         }
+    }
+}
+
+#[test]
+fn a_client_finds_the_backend_that_has_its_connection() {
+    for f in families() {
+        let backends = [DB.place, DB2.place, REMOTE, WEB.place];
+        let (mut lab, mut cluster) = lab(&[service("s", VIP, &backends)]);
+        let mut chosen = BTreeSet::new();
+        for port in 40000..40040 {
+            let there = |flags| f.from(&WEB, VIP, Payload::tcp(port, 80, flags));
+            for flags in [SYN, ACK] {
+                assert!(lab.send(&WEB, &there(flags)).redirected());
+            }
+            let before = lab.send(&WEB, &there(ACK)).packet();
+            chosen.insert(before.destination);
+            lose(&mut lab, FLOW_FRONT);
+            let after = lab.send(&WEB, &there(ACK)).packet();
+            assert_eq!(after, before);
+            assert_eq!(halves(&lab), [1, 1]);
+            lab.forget_flows().unwrap();
+        }
+        assert_eq!(chosen.len(), backends.len(), "or it was luck");
+
+        // Two services share the backend: the client of one is no client of the other.
+        cluster.apply(&service("s", VIP, &[DB.place])).unwrap();
+        cluster
+            .apply(&service("t", OTHER_VIP, &[DB.place]))
+            .unwrap();
+        lab.update(&cluster).unwrap();
+        let to = |vip| f.from(&WEB, vip, Payload::tcp(40000, 80, ACK));
+        let first = lab.send(&WEB, &to(VIP)).packet();
+        let second = lab.send(&WEB, &to(OTHER_VIP)).packet();
+        assert_ne!(first.payload, second.payload);
+        for entry in lab.flows().unwrap() {
+            if entry.flow.flags & FLOW_FRONT != 0 {
+                lab.evict_flow(&entry).unwrap();
+            }
+        }
+        assert_eq!(lab.send(&WEB, &to(OTHER_VIP)).packet(), second);
+        assert_eq!(lab.send(&WEB, &to(VIP)).packet(), first);
     }
 }

@@ -14,6 +14,8 @@ pub trait Steps {
     fn begin(skb: &Skb) -> Outcome;
     /// Step 2.
     fn recognise(skb: &Skb) -> Outcome;
+    /// Step 2, for a connection whose client's view is gone: one backend.
+    fn ask_backend(skb: &Skb) -> Outcome;
     /// Steps 3 and 4.
     fn choose(skb: &Skb) -> Outcome;
     /// Steps 2 to 4 of an ICMP error.

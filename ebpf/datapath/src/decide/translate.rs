@@ -3,17 +3,19 @@
 use weft_abi::{
     drop::DropReason,
     event::{POINT_FROM_CONTAINER, POINT_FROM_NETDEV, POINT_FROM_OVERLAY},
-    flow::{FLOW_BACK, FLOW_FRONT, FLOW_MASQUERADE, Flow},
+    flow::{FLOW_BACK, FLOW_FRONT, FLOW_MASQUERADE, FLOW_OWN_NODE, Flow, Tuple},
     service::{SCOPE_EXTERNAL, SCOPE_INTERNAL},
 };
 
-use super::work::Work;
+use super::work::{Work, scratch};
 use crate::{
+    config,
     drops::Drop,
     family::Family,
     flows,
     packet::{OPENS, Packet, protocol},
-    services,
+    services::{self, Choice},
+    skb::{Action, Skb},
 };
 
 /// 3. What the packet is translated to; returns the address where it goes in the end.
@@ -65,23 +67,103 @@ pub(super) fn translate<F: Family>(work: &mut Work<F::Addr>) -> Result<F::Addr, 
             return Ok(work.real.destination);
         }
     }
-    let scope = match work.point {
-        POINT_FROM_CONTAINER => SCOPE_INTERNAL,
-        POINT_FROM_OVERLAY | POINT_FROM_NETDEV => SCOPE_EXTERNAL,
-        _ => return Ok(packet.tuple.destination),
+    let Some(scope) = scope(work.point) else {
+        return Ok(packet.tuple.destination);
     };
     if let Some(choice) = services::select::<F>(&packet.tuple, packet.protocol, scope)? {
         work.service = choice.service;
         work.backend = choice.backend;
-        work.real.destination = choice.address;
-        work.real.destination_port = choice.port;
-        // A pod that reaches itself must not see its own address as the client: it would answer
-        // itself without the datapath ever translating back.
-        if choice.address == packet.tuple.source {
-            work.real.source = F::HAIRPIN;
-        }
+        work.real = as_backend_sees::<F>(&packet.tuple, &choice);
     }
     Ok(work.real.destination)
+}
+
+/// The `SCOPE_` of what a packet at this hook may be sent to; none where nobody asks for a service.
+#[inline(always)]
+fn scope(point: u8) -> Option<u8> {
+    match point {
+        POINT_FROM_CONTAINER => Some(SCOPE_INTERNAL),
+        POINT_FROM_OVERLAY | POINT_FROM_NETDEV => Some(SCOPE_EXTERNAL),
+        _ => None,
+    }
+}
+
+/// How many backends of a service are asked for a connection whose client's view is gone.
+const ASKED: u32 = 32;
+
+/// Step 2, for a connection that is under way and unknown: where it is one to a service, the backend
+/// that has it may still be known by its own view of it. Then the client's is what it was.
+#[inline(always)]
+pub(super) fn find_backend<F: Family>(skb: &Skb) -> Result<(), Drop> {
+    let mut index = 0;
+    scratch::<F>()?.asks = true;
+    while index < ASKED && scratch::<F>()?.asks {
+        scratch::<F>()?.tries = index;
+        index += 1;
+        let _ = F::ask_backend(skb).unpack()?;
+    }
+    Ok(())
+}
+
+/// Whether the connection is at the next backend of its service; see [`find_backend`].
+#[inline(always)]
+pub fn ask_backend<F: Family>(_: &Skb) -> Result<Action, Drop> {
+    let (work, config) = (scratch::<F>()?, config::get()?);
+    work.asks = false;
+    let tuple = &work.packet.tuple;
+    let protocol = work.packet.protocol;
+    let Some(scope) = scope(work.point) else {
+        return Ok(Action::Pass);
+    };
+    let (address, port) = (tuple.destination, tuple.destination_port);
+    let Some(frontend) = services::frontend::<F>(address, port, protocol, scope) else {
+        return Ok(Action::Pass);
+    };
+    if work.tries >= frontend.count {
+        return Ok(Action::Pass);
+    }
+    work.asks = true;
+    let Ok(choice) = services::backend_at::<F>(frontend, work.tries) else {
+        return Ok(Action::Pass);
+    };
+    work.outer = as_backend_sees::<F>(tuple, &choice);
+    let (key, client) = flows::key::<F>(&work.outer, protocol);
+    if let Some(back) = flows::lookup::<F>(&key)
+        && back.flags & FLOW_BACK != 0
+        && back.xlat == flows::reversed(tuple)
+        && !flows::closed(back)
+        && !flows::expired(back, protocol, work.now, config.ticks_per_second)
+    {
+        let from = work.from & 1;
+        work.before = *back;
+        work.before.sides[from] = back.sides[client];
+        work.before.sides[1 - from] = back.sides[1 - client];
+        work.before.initiator = from as u8;
+        work.before.flags ^= FLOW_BACK | FLOW_FRONT;
+        work.before.xlat = work.outer;
+        work.known = true;
+        work.own_node |= back.flags & FLOW_OWN_NODE != 0;
+        work.asks = false;
+    }
+    Ok(Action::Pass)
+}
+
+/// What a backend sees of a client's packet to its service.
+///
+/// A pod that reaches itself must not see its own address as the client: it would answer itself without
+/// the datapath ever translating back.
+#[inline(always)]
+fn as_backend_sees<F: Family>(tuple: &Tuple<F::Addr>, choice: &Choice<F::Addr>) -> Tuple<F::Addr> {
+    Tuple {
+        source: if choice.address == tuple.source {
+            F::HAIRPIN
+        } else {
+            tuple.source
+        },
+        destination: choice.address,
+        source_port: tuple.source_port,
+        destination_port: choice.port,
+    }
 }
 
 /// The client talks to a backend directly, from the very port from which it also talks to it

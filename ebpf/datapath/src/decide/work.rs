@@ -55,8 +55,10 @@ pub struct Work<A> {
     pub(super) keeps_port: bool,
     /// Whether the other end's view is the flow's.
     pub(super) claimed: bool,
-    /// How many other ports were tried.
+    /// How many backends were asked, or other ports tried.
     pub(super) tries: u32,
+    /// Whether there are more backends to be asked.
+    pub(super) asks: bool,
     /// Whether the packet's flow lives.
     pub(super) known: bool,
     /// The side of the packet's source under its key.
@@ -69,7 +71,8 @@ pub struct Work<A> {
     pub(super) quoted: Quoted<A>,
     /// What translating it changes of the error's checksum.
     pub(super) change: Difference,
-    /// The addresses of an ICMP error when what it quotes was translated.
+    /// The addresses of an ICMP error when what it quotes was translated; what a backend that is asked
+    /// would see.
     pub(super) outer: Tuple<A>,
     /// What the kernel is asked about routes.
     pub(super) fib: bpf_fib_lookup,

@@ -47,6 +47,7 @@ steps! {
     follow: follow4 = decide::fragments::follow::<V4>;
     begin: begin4 = decide::begin::<V4>;
     recognise: recognise4 = decide::recognise::<V4>;
+    ask_backend: ask_backend4 = decide::translate::ask_backend::<V4>;
     choose: choose4 = decide::choose::<V4>;
     read_quote: read_quote4 = decide::errors::read_quote::<V4>;
     relate: relate4 = decide::errors::relate::<V4>;

@@ -44,6 +44,7 @@ steps! {
     follow: follow6 = decide::fragments::follow::<V6>;
     begin: begin6 = decide::begin::<V6>;
     recognise: recognise6 = decide::recognise::<V6>;
+    ask_backend: ask_backend6 = decide::translate::ask_backend::<V6>;
     choose: choose6 = decide::choose::<V6>;
     read_quote: read_quote6 = decide::errors::read_quote::<V6>;
     relate: relate6 = decide::errors::relate::<V6>;
