@@ -29,16 +29,27 @@ pub fn hairpin(family: Family) -> IpAddr {
 fn pods(scene: &Scene, family: Family) {
     for (from, to) in [("a", "b"), ("b", "a"), ("a", "c"), ("c", "a"), ("a", "a")] {
         let (client, server) = (scene.pod(from, family), scene.pod(to, family));
-        let place = Place::Pod(from);
-        for (protocol, port) in [("tcp", TCP), ("udp", UDP)] {
-            let target = SocketAddr::new(server, port);
-            scene.expect(place, protocol, target, &[], (to, client));
-        }
-        // More than one segment, and than one packet.
-        let target = SocketAddr::new(server, TCP);
-        scene.expect(place, "tcp", target, &["--size", "200000"], (to, client));
-        scene.expect_echo(place, server);
+        reaches(scene, Place::Pod(from), server, (TCP, UDP), (to, client));
     }
+}
+
+/// Every protocol leads to `server`, by these ports of TCP and UDP; who answers and whom it sees is
+/// `expected`.
+fn reaches(
+    scene: &Scene,
+    place: Place,
+    server: IpAddr,
+    (tcp, udp): (u16, u16),
+    expected: (&str, IpAddr),
+) {
+    for (protocol, port) in [("tcp", tcp), ("udp", udp)] {
+        let target = SocketAddr::new(server, port);
+        scene.expect(place, protocol, target, &[], expected);
+    }
+    // More than one segment, and than one packet.
+    let target = SocketAddr::new(server, tcp);
+    scene.expect(place, "tcp", target, &["--size", "200000"], expected);
+    scene.expect_echo(place, server);
 }
 
 fn services(scene: &Scene, family: Family) {
@@ -93,19 +104,7 @@ fn hosts(scene: &Scene, family: Family) {
         ("node2", "c"),
     ] {
         let (client, server) = (scene.node(node, family), scene.pod(to, family));
-        for (protocol, port) in [("tcp", TCP), ("udp", UDP)] {
-            let target = SocketAddr::new(server, port);
-            scene.expect(Place::Host(node), protocol, target, &[], (to, client));
-        }
-        let target = SocketAddr::new(server, TCP);
-        scene.expect(
-            Place::Host(node),
-            "tcp",
-            target,
-            &["--size", "200000"],
-            (to, client),
-        );
-        scene.expect_echo(Place::Host(node), server);
+        reaches(scene, Place::Host(node), server, (TCP, UDP), (to, client));
     }
     for (from, node, to) in [
         ("a", "node1", "host1"),
@@ -114,18 +113,7 @@ fn hosts(scene: &Scene, family: Family) {
         ("c", "node2", "host2"),
     ] {
         let (client, server) = (scene.pod(from, family), scene.node(node, family));
-        for (protocol, port) in [("tcp", NODE_TCP), ("udp", NODE_UDP)] {
-            let target = SocketAddr::new(server, port);
-            scene.expect(Place::Pod(from), protocol, target, &[], (to, client));
-        }
-        let target = SocketAddr::new(server, NODE_TCP);
-        scene.expect(
-            Place::Pod(from),
-            "tcp",
-            target,
-            &["--size", "200000"],
-            (to, client),
-        );
-        scene.expect_echo(Place::Pod(from), server);
+        let ports = (NODE_TCP, NODE_UDP);
+        reaches(scene, Place::Pod(from), server, ports, (to, client));
     }
 }
