@@ -9,6 +9,7 @@ use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -50,6 +51,14 @@ fn installed(plugin: &str) -> Option<PathBuf> {
     found.find(|path| path.is_file())
 }
 
+/// Puts a plugin where the node's are. Another process copies it: what other threads start just then
+/// would keep a file of this process open for writing, and such a file cannot be run.
+fn install(plugin: &Path, node: &Node<'_>) {
+    let mut copy = Command::new("cp");
+    let copied = copy.arg(plugin).arg(&node.runtime.bin_dir).status();
+    assert!(copied.unwrap().success(), "{}", plugin.display());
+}
+
 /// What portmap runs.
 fn has_iptables() -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
@@ -65,9 +74,10 @@ fn setting(netns: &Netns) -> String {
 fn a_plugin_after_weft_gets_its_result() {
     let playground = dual_stack();
     let node = Node::of(&playground);
-    let path = node.runtime.bin_dir.join("tune");
+    let path = playground.dir().join("tune");
     fs::write(&path, TUNE).unwrap();
     fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    install(&path, &node);
     let sandbox = Sandbox::new(&playground, "tuned");
     let alone = node.add(&sandbox).unwrap();
     node.del(&sandbox, Some(&alone)).unwrap();
@@ -146,8 +156,8 @@ fn the_reference_plugins_do_no_harm() {
     let plan = Playground::builder().name("chain").without_kubelets();
     let playground = plan.families(Families::Dual).start().unwrap();
     let node = Node::of(&playground);
-    for (path, plugin, _) in &chain {
-        fs::copy(path, node.runtime.bin_dir.join(plugin)).unwrap();
+    for (path, _, _) in &chain {
+        install(path, &node);
     }
     let with = |left_out: &str| {
         node.changed(|list| {

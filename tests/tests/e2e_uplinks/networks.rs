@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use ipnet::IpNet;
-use rtnetlink::{LinkBridge, LinkUnspec};
+use rtnetlink::{LinkBridge, LinkUnspec, RouteMessageBuilder};
 use serde_json::json;
 use weft_tests::netns::Netns;
 use weft_tests::playground::families::{FIRST_NODE, SECOND};
@@ -33,6 +33,16 @@ fn reach_each_other(one: (&Netns, IpAddr), other: (&Netns, IpAddr)) {
         });
         done.unwrap_or_else(|error| panic!("{error:#}"));
     }
+}
+
+fn add_route(machine: &Netns, to: IpNet, gateway: IpAddr) {
+    let route = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(to.addr(), to.prefix_len())
+        .and_then(|route| route.gateway(gateway));
+    let route = route.unwrap().build();
+    inside(machine, async |handle| {
+        handle.route().add(route).execute().await.unwrap();
+    });
 }
 
 fn pod_netns(cluster: &Cluster, name: &str) -> Arc<Netns> {
@@ -65,7 +75,7 @@ fn assert_routed(routing: Routing, name: &str) {
         // Nothing stands for the pod, and the machine knows no way to it.
         assert!(connect(&pod, machine.netns(), address).is_err());
         let node = SECOND.host(family, FIRST_NODE);
-        network::add_route(machine.netns(), IpNet::from(own), node).unwrap();
+        add_route(machine.netns(), own.into(), node);
         reach_each_other((&pod, own), (machine.netns(), address));
         // Weft does not see what comes in by it, so hostPorts are not served there.
         let host_port = SocketAddr::new(node, HOST_TCP);
@@ -109,7 +119,7 @@ fn containers_behind_a_bridge_of_the_node_are_reached_as_they_are() {
     let container = Netns::create(&cleanup::netns_name(playground.id(), "container")).unwrap();
     network::join(node, "docker0", "port0", &container, "eth0", &own).unwrap();
     for (gateway, all) in gateways.into_iter().zip([net("0.0.0.0/0"), net("::/0")]) {
-        network::add_route(&container, all, gateway.addr()).unwrap();
+        add_route(&container, all, gateway.addr());
     }
     let pod = pod_netns(&cluster, "a");
     for (family, own) in Family::BOTH.into_iter().zip(own) {
