@@ -11,13 +11,14 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{
     elf,
     load::{self, Loaded},
     process,
     setup::{self, Toolchain},
+    stack::{self, Chain},
     table::{self, cell},
     workspace::{DATAPATH, Workspace},
 };
@@ -38,7 +39,38 @@ pub fn build_and_report(workspace: &Workspace) -> Result<()> {
         Vec::new()
     };
     print!("{}", describe(&elf, &costs)?);
-    Ok(())
+    check_stack(&fs::read(&elf)?)
+}
+
+/// Prints the deepest chain of calls, and fails if old kernels would refuse it.
+fn check_stack(elf: &[u8]) -> Result<()> {
+    let chains = stack::chains(elf)?;
+    let Some(deepest) = chains.first() else {
+        return Ok(());
+    };
+    println!(
+        "stack on kernels before 6.8: {} of {} bytes, by {}",
+        deepest.bytes,
+        stack::LIMIT,
+        calls(deepest)
+    );
+    let mut too_deep = chains.iter().filter(|chain| chain.bytes > stack::LIMIT);
+    match too_deep.next() {
+        None => Ok(()),
+        Some(chain) => bail!(
+            "kernels before 6.8 refuse {} and {} more: the stack would have {} bytes",
+            calls(chain),
+            too_deep.count(),
+            chain.bytes
+        ),
+    }
+}
+
+/// The functions of a chain and the bytes of their frames.
+fn calls(chain: &Chain) -> String {
+    let frames = chain.frames.iter();
+    let frames = frames.map(|(name, bytes)| format!("{name} ({bytes})"));
+    frames.collect::<Vec<_>>().join(" > ")
 }
 
 /// Builds the ELF and returns where it is.

@@ -19,6 +19,7 @@ pub mod netlink;
 pub mod process;
 pub mod run;
 pub mod setup;
+pub mod stack;
 pub mod table;
 pub mod vm;
 pub mod workspace;
