@@ -14,7 +14,7 @@ use weft_abi::{
 };
 
 use crate::{
-    family::{Family, ON_DEMAND},
+    family::{Family, ON_DEMAND, V4, V6},
     lookups::{self, Table},
 };
 
@@ -123,6 +123,19 @@ pub fn endpoint<F: Family>(address: F::Addr) -> Option<&'static Endpoint> {
     lookups::count(Table::Endpoints);
     // SAFETY: read at once and not kept across map changes of this program.
     unsafe { F::endpoints().get(address) }
+}
+
+/// Whether another node has this underlay address.
+#[inline(always)]
+pub fn is_node(address: &Addr6) -> bool {
+    let entry = match address.as_mapped() {
+        Some(v4) => ipcache::<V4>(v4),
+        None => ipcache::<V6>(*address),
+    };
+    match entry {
+        Some(entry) => entry.kind == KIND_REMOTE_NODE && entry.tunnel == *address,
+        None => false,
+    }
 }
 
 /// Whether the overlay leads to an address with this entry; else the node's own routes do.

@@ -9,6 +9,13 @@ impl Difference {
     /// No change.
     pub const NONE: Self = Self(0);
 
+    /// Accounts for a 16-bit word that was not there before.
+    #[inline(always)]
+    #[must_use]
+    pub fn adds(self, word: u16) -> Self {
+        Self(self.0 + u32::from(word))
+    }
+
     /// Accounts for a 16-bit word that changes. Both in the same byte order.
     #[inline(always)]
     #[must_use]

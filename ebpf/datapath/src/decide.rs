@@ -17,6 +17,7 @@ pub mod errors;
 pub mod fragments;
 pub mod leave;
 pub mod remember;
+pub mod serve;
 mod steps;
 pub mod translate;
 mod work;
@@ -26,21 +27,21 @@ use weft_abi::{
     drop::DropReason,
     event::{POINT_FROM_CONTAINER, POINT_FROM_NETDEV, POINT_TO_CONTAINER},
     flow::FLOW_OWN_NODE,
-    ipcache::KIND_LOCAL_POD,
+    ipcache::{KIND_LOCAL_POD, KIND_SERVICE, KIND_WORLD},
 };
 
 pub(crate) use self::steps::steps;
 use self::{
     ends::{check_destination, check_uplink, origin},
     remember::{keep, remember},
-    translate::{find_backend, translate},
-    work::{Fate, scratch},
+    translate::find_backend,
+    work::{ASKS_NONE, Fate},
 };
 pub use self::{
     errors::own_error,
     fragments::{others, wait},
     steps::Steps,
-    work::{Work, scratch_packet},
+    work::{Work, scratch, scratch_packet},
 };
 use crate::{
     clock, config,
@@ -50,7 +51,7 @@ use crate::{
     flows,
     packet::{ERROR, OPENS, Packet, protocol},
     policy::{self, Question},
-    resets,
+    resets, services,
     skb::{Action, Skb},
 };
 
@@ -75,10 +76,22 @@ pub fn decide<F: Family, const POINT: u8>(
         }
     } else {
         let _ = F::recognise(skb).unpack()?;
-        if packet.protocol == protocol::TCP && !packet.has(OPENS) && !scratch::<F>()?.known {
-            find_backend::<F>(skb)?;
+        let _ = F::translate(skb).unpack()?;
+        if scratch::<F>()?.asks != ASKS_NONE {
+            let _ = F::serve(skb).unpack()?;
+            if scratch::<F>()?.service != 0 {
+                let unknown = !scratch::<F>()?.known;
+                if unknown && packet.protocol == protocol::TCP && !packet.has(OPENS) {
+                    find_backend::<F>(skb)?;
+                }
+                if unknown && scratch::<F>()?.known {
+                    let _ = F::translate(skb).unpack()?;
+                } else {
+                    let _ = F::elect(skb).unpack()?;
+                }
+            }
         }
-        let _ = F::choose(skb).unpack()?;
+        let _ = F::locate(skb).unpack()?;
     }
     match scratch::<F>()?.fate {
         Fate::NotOurs => return Ok(None),
@@ -95,6 +108,7 @@ pub fn decide<F: Family, const POINT: u8>(
     let work = scratch::<F>()?;
     Ok(Some(Delivery {
         translated: work.fate == Fate::Flow && work.translated,
+        answerless: work.service != 0 && !work.reply && (work.masquerade || work.direct),
         tuple: &work.real,
         from: &work.source.side,
         to: &work.destination.side,
@@ -129,6 +143,8 @@ pub fn begin<F: Family>(skb: &Skb) -> Result<Action, Drop> {
     work.reply = false;
     work.masquerade = false;
     work.translated = false;
+    work.forwarded = false;
+    work.direct = false;
     work.real = work.packet.tuple;
     work.own_node = work.point == POINT_TO_CONTAINER && skb.ingress_ifindex() == 0;
     let between_pods_and_host =
@@ -157,20 +173,29 @@ pub fn recognise<F: Family>(_: &Skb) -> Result<Action, Drop> {
     Ok(Action::Pass)
 }
 
-/// Steps 3 and 4, but for the way out of the node.
+/// Step 4, but for the way out of the node: where the packet goes.
 #[inline(always)]
-pub fn choose<F: Family>(skb: &Skb) -> Result<Action, Drop> {
+pub fn locate<F: Family>(skb: &Skb) -> Result<Action, Drop> {
     let (work, config) = (scratch::<F>()?, config::get()?);
-    // 3.
-    let client = translate::<F>(work)?;
-
-    // 4.
-    work.destination.locate::<F>(client, config);
+    if work.fate == Fate::NotOurs {
+        return Ok(Action::Pass);
+    }
+    work.destination.locate::<F>(work.target, config);
     if work.point == POINT_FROM_NETDEV {
-        let ours = work.destination.is_endpoint() || work.destination.kind == KIND_LOCAL_POD;
+        let ours = work.service != 0
+            || work.destination.is_endpoint()
+            || work.destination.kind == KIND_LOCAL_POD;
         if !ours || !check_uplink(skb, &mut work.source)? {
             work.fate = Fate::NotOurs;
             return Ok(Action::Pass);
+        }
+    }
+    if work.service == 0 && work.asks != ASKS_NONE {
+        let kind = work.destination.kind;
+        if (kind == KIND_SERVICE || (kind == KIND_WORLD && !work.destination.is_endpoint()))
+            && services::is_allocated::<F>(work.target, work.asks)
+        {
+            return Err(Drop::because(DropReason::NoServicePort));
         }
     }
     check_destination(skb, config, work)?;

@@ -27,6 +27,9 @@ use crate::{
 pub struct Delivery<A: 'static> {
     /// Whether it is rewritten.
     pub translated: bool,
+    /// Whether the host stack cannot say what keeps it from being delivered: the packet is for an
+    /// address of this node, or becomes one from there.
+    pub answerless: bool,
     /// What to, if so.
     pub tuple: &'static Tuple<A>,
     /// Where it comes from.
@@ -49,6 +52,13 @@ pub fn deliver<F: Family, const POINT: u8>(
     let to = delivery.to;
     let forwards = POINT != POINT_TO_CONTAINER && to.hop != HOP_HOST;
     let unfinished = forwards && (packet.ttl <= 1 || is_too_big(skb, packet, to.mtu));
+    // What comes in by an uplink or the overlay to a service of this node, the host stack would take
+    // for its own: nobody answers that it is too old, and what is too big is cut on the underlay.
+    let unanswered = unfinished && POINT != POINT_FROM_CONTAINER && delivery.answerless;
+    if unanswered && packet.ttl <= 1 {
+        return Err(Drop::because(DropReason::NoRoute));
+    }
+    let unfinished = unfinished && !unanswered;
     if POINT == POINT_FROM_CONTAINER && delivery.from.limits & LIMIT_EGRESS != 0 {
         let queues = config.flags & CONFIG_DEPARTURE_TIME != 0
             && !unfinished

@@ -45,16 +45,28 @@ impl Drop {
     }
 }
 
+/// Counts a system call that was refused as a drop: it would have been packets.
+#[inline(always)]
+pub fn refused(reason: DropReason) {
+    count(reason, 0);
+}
+
+#[inline(always)]
+fn count(reason: DropReason, bytes: u32) {
+    if let Some(count) = DROPS.get_ptr_mut(reason as u32) {
+        // SAFETY: a per-CPU slot. A program of a system call may be interrupted by one of a packet:
+        // that may cost a count.
+        unsafe {
+            (*count).packets += 1;
+            (*count).bytes += u64::from(bytes);
+        }
+    }
+}
+
 /// Counts the drop, tells of it, and returns the action that drops.
 #[inline(never)]
 pub fn report<const POINT: u8>(skb: &Skb, drop: Drop) -> i32 {
-    if let Some(count) = DROPS.get_ptr_mut(drop.reason as u32) {
-        // SAFETY: a per-CPU slot; a torn sum is impossible because only this CPU writes it.
-        unsafe {
-            (*count).packets += 1;
-            (*count).bytes += u64::from(skb.len());
-        }
-    }
+    count(drop.reason, skb.len());
     debug!(
         skb.ctx(),
         "drop: reason {} rule {} at {}", drop.reason as u8, drop.rule, POINT

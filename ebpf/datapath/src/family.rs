@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use weft_abi::{
     addr::Addr6,
-    config::Uplink,
+    config::{Config, Uplink},
     endpoint::Endpoint,
     flow::{Flow, FlowKey, Tuple},
     ipcache::IpcacheEntry,
@@ -28,6 +28,7 @@ use crate::{
     fragments::FragmentTable,
     icmp::Quoted,
     packet::{Icmp, Packet},
+    services::{AffinityTable, SourceRangeTable},
     skb::Skb,
 };
 
@@ -54,6 +55,12 @@ pub trait Family: Steps {
     type Addr: Copy + PartialEq + 'static;
     /// The EtherType.
     const ETHER_TYPE: u16;
+    /// No address.
+    const ZERO: Self::Addr;
+    /// Bytes of the IP header without options.
+    const HEADER: usize;
+    /// The type and code of "port unreachable".
+    const PORT_UNREACHABLE: [u8; 2];
     /// Bits of an address.
     const BITS: u32;
     /// The number of its ICMP.
@@ -85,8 +92,6 @@ pub trait Family: Steps {
     const ICMP_PSEUDO_HEADER: bool;
     /// Whether (`a`, `a_port`) sorts before (`b`, `b_port`).
     fn sorts_first(a: Self::Addr, a_port: u16, b: Self::Addr, b_port: u16) -> bool;
-    /// The address in 32 bits.
-    fn fold(address: Self::Addr) -> u32;
     /// The address in the form of an event or a tunnel.
     fn widen(address: Self::Addr) -> Addr6;
     /// Whether no router forwards packets to this address: of many, of one link, of the own host.
@@ -97,6 +102,19 @@ pub trait Family: Steps {
     fn write_addresses(skb: &Skb, tuple: &Tuple<Self::Addr>) -> Result<(), Drop>;
     /// Decrements the time to live; the caller has seen that it is above 1.
     fn decrement_ttl(skb: &Skb) -> Result<(), Drop>;
+    /// The number of a flow that every node computes the same.
+    fn hash(tuple: &Tuple<Self::Addr>, protocol: u8) -> u32;
+    /// The sum of an address's words, for a checksum from scratch.
+    fn sum(address: Self::Addr) -> Difference;
+    /// Writes a fresh IP header.
+    fn write_header(
+        skb: &Skb,
+        tuple: &Tuple<Self::Addr>,
+        protocol: u8,
+        payload: u16,
+    ) -> Result<(), Drop>;
+    /// This node's own address.
+    fn node_address(config: &Config) -> Option<Self::Addr>;
     /// What pods that leave by this uplink are masqueraded with.
     fn uplink_address(uplink: &Uplink) -> Option<Self::Addr>;
     /// Fills in who wants to go where.
@@ -112,6 +130,10 @@ pub trait Family: Steps {
     fn ipcache() -> &'static Ipcache<Self::Addr>;
     /// The service frontends.
     fn frontends() -> &'static FrontendTable<Self::Addr>;
+    /// The sources that services let in.
+    fn source_ranges() -> &'static SourceRangeTable<Self::Addr>;
+    /// The backends that clients had.
+    fn affinity() -> &'static AffinityTable<Self::Addr>;
     /// The service backends.
     fn backends() -> &'static BackendTable<Self::Addr>;
     /// The datagrams whose first fragment passed.
@@ -123,12 +145,13 @@ pub trait Family: Steps {
 /// The maps of a family, and the methods that name them.
 macro_rules! tables {
     ($addr:ty, $flows:literal, $endpoints:literal, $ipcache:literal, $frontends:literal,
-     $backends:literal, $fragments:literal, $scratch:literal) => {
+     $backends:literal, $source_ranges:literal, $affinity:literal, $fragments:literal, $scratch:literal) => {
         use aya_ebpf::macros::btf_map;
 
         use $crate::{
             family::{BackendTable, EndpointTable, FlowTable, FrontendTable, Ipcache, Scratch},
             fragments::FragmentTable,
+            services::{AffinityTable, SourceRangeTable},
         };
 
         #[btf_map(name = $flows)]
@@ -141,6 +164,10 @@ macro_rules! tables {
         static FRONTENDS: FrontendTable<$addr> = FrontendTable::new();
         #[btf_map(name = $backends)]
         static BACKENDS: BackendTable<$addr> = BackendTable::new();
+        #[btf_map(name = $source_ranges)]
+        static SOURCE_RANGES: SourceRangeTable<$addr> = SourceRangeTable::new();
+        #[btf_map(name = $affinity)]
+        static AFFINITY: AffinityTable<$addr> = AffinityTable::new();
         #[btf_map(name = $fragments)]
         static FRAGMENTS: FragmentTable<$addr> = FragmentTable::new();
         #[btf_map(name = $scratch)]
@@ -169,6 +196,16 @@ macro_rules! table_methods {
         #[inline(always)]
         fn frontends() -> &'static FrontendTable<Self::Addr> {
             &FRONTENDS
+        }
+
+        #[inline(always)]
+        fn source_ranges() -> &'static SourceRangeTable<Self::Addr> {
+            &SOURCE_RANGES
+        }
+
+        #[inline(always)]
+        fn affinity() -> &'static AffinityTable<Self::Addr> {
+            &AFFINITY
         }
 
         #[inline(always)]

@@ -41,15 +41,18 @@ mod drops;
 mod family;
 mod flows;
 mod fragments;
+mod hash;
 mod icmp;
 mod lookups;
 mod outcome;
 mod packet;
 mod pipeline;
 mod policy;
+mod reject;
 mod resets;
 mod rewrite;
 mod route;
+mod sctp;
 mod services;
 mod skb;
 mod sockets;
@@ -67,7 +70,7 @@ mod programs {
     };
 
     use crate::{
-        drops, pipeline,
+        drops, pipeline, reject,
         skb::Skb,
         sockets::{self, CONNECT, Call, GETPEERNAME, RECVMSG, SENDMSG},
     };
@@ -160,7 +163,13 @@ mod programs {
     fn run<const POINT: u8>(skb: &Skb) -> i32 {
         match pipeline::packet::<POINT>(skb) {
             Ok(action) => action.code(),
-            Err(drop) => drops::report::<POINT>(skb, drop),
+            Err(drop) => {
+                let action = drops::report::<POINT>(skb, drop);
+                if reject::answers(drop.reason) {
+                    return reject::answer(skb);
+                }
+                action
+            }
         }
     }
 

@@ -9,10 +9,10 @@ use weft_abi::{
         POINT_TO_NETDEV, POINT_TO_OVERLAY,
     },
     flow::{
-        FLOW_BACK, FLOW_FRONT, FLOW_MASQUERADE, Flow, FlowKey, HOP_ENDPOINT, HOP_HOST, HOP_TUNNEL,
-        HOP_UPLINK, Side,
+        FLOW_BACK, FLOW_DIRECT_RETURN, FLOW_FRONT, FLOW_MASQUERADE, Flow, FlowKey, HOP_ENDPOINT,
+        HOP_HOST, HOP_TUNNEL, HOP_UPLINK, Side,
     },
-    ipcache::{IPCACHE_NO_MASQUERADE, KIND_WORLD},
+    ipcache::{IPCACHE_NO_MASQUERADE, KIND_SERVICE, KIND_WORLD},
     service::SCOPE_EXTERNAL,
 };
 
@@ -24,7 +24,7 @@ use crate::{
     family::{Family, V4, V6},
     flows,
     outcome::Outcome,
-    packet::{ERROR, FIRST, LATER, Packet, protocol},
+    packet::{ERROR, FIRST, LATER, Packet},
     resets,
     rewrite::rewrite,
     services,
@@ -105,6 +105,9 @@ fn forward<F: Family, const POINT: u8>(skb: &Skb, config: &Config) -> Result<Act
         flows::account(&mut flow.sides[from], packet.signals, skb.len());
         Delivery {
             translated: flow.flags & (FLOW_FRONT | FLOW_BACK) != 0,
+            answerless: flow.service != 0
+                && flow.flags & FLOW_BACK == 0
+                && flow.flags & (FLOW_MASQUERADE | FLOW_DIRECT_RETURN) != 0,
             tuple: &flow.xlat,
             from: &flow.sides[from],
             to: &flow.sides[1 - from],
@@ -164,7 +167,10 @@ fn arrived_right<A, const POINT: u8>(
                 && side.mac == packet.source_mac
         }
         POINT_TO_CONTAINER => side.hop == HOP_HOST,
-        POINT_FROM_OVERLAY => side.hop == HOP_TUNNEL && tunnel::is_from(skb, config, &side.tunnel)?,
+        POINT_FROM_OVERLAY => {
+            (side.hop == HOP_TUNNEL || flow.flags & FLOW_DIRECT_RETURN != 0)
+                && tunnel::is_from(skb, config, &side.tunnel)?
+        }
         // Any uplink: routers may send the two directions by different ways.
         POINT_FROM_NETDEV => side.hop == HOP_UPLINK,
         _ => false,
@@ -178,7 +184,7 @@ fn is_ours<F: Family>(packet: &Packet<F::Addr>, key: &FlowKey<F::Addr>) -> bool 
     packet.has(ERROR)
         || flows::lookup::<F>(key).is_some()
         || addresses::endpoint::<F>(packet.tuple.destination).is_some()
-        || services::has::<F>(&packet.tuple, packet.protocol, SCOPE_EXTERNAL)
+        || services::may_have::<F>(&packet.tuple, packet.protocol, SCOPE_EXTERNAL)
 }
 
 /// What cannot be understood at an uplink is the host's to judge, except where a pod has the address.
@@ -206,6 +212,8 @@ fn encapsulate<F: Family>(skb: &Skb, config: &Config) -> Result<Action, Drop> {
     }
     if protocol == F::ICMP {
         let _ = own_error::<F, POINT_TO_OVERLAY>(skb).unpack()?;
+    } else {
+        let _ = answer_as_asked::<F, POINT_TO_OVERLAY>(skb, config).unpack()?;
     }
     to_node::<F>(skb, config, destination).unpack()
 }
@@ -233,11 +241,53 @@ fn leave<F: Family>(skb: &Skb, config: &Config) -> Result<Action, Drop> {
     if addresses::endpoint::<F>(source).is_some() {
         return leave_pod::<F>(skb, config, destination).unpack();
     }
-    if protocol == F::ICMP {
-        let _ = own_error::<F, POINT_TO_NETDEV>(skb).unpack()?;
+    if skb.ingress_ifindex() != 0 {
+        // Forwarded for somebody outside. A service's address without a service leads nowhere.
+        return match addresses::ipcache::<F>(destination) {
+            Some(entry) if entry.kind == KIND_SERVICE => {
+                Err(Drop::because(DropReason::UnallocatedAddress))
+            }
+            _ => Ok(Action::Pass),
+        };
     }
-    if protocol == protocol::TCP {
-        let _ = resets::of_nobody::<F>(skb, config).unpack()?;
+    if protocol == F::ICMP {
+        own_error::<F, POINT_TO_NETDEV>(skb).unpack()
+    } else {
+        let _ = answer_as_asked::<F, POINT_TO_NETDEV>(skb, config).unpack()?;
+        resets::of_nobody::<F>(skb, config).unpack()
+    }
+}
+
+/// What was asked of a service, and is answered by a process of this node, leaves with the service's
+/// address. The node's own packets of no such flow leave as they are.
+#[inline(never)]
+fn answer_as_asked<F: Family, const POINT: u8>(skb: &Skb, config: &Config) -> Outcome {
+    Outcome::pack(answer_as_known::<F, POINT>(skb, config))
+}
+
+/// See [`answer_as_asked`].
+#[inline(always)]
+fn answer_as_known<F: Family, const POINT: u8>(skb: &Skb, config: &Config) -> Result<Action, Drop> {
+    let packet = scratch_packet::<F>()?;
+    if skb.ingress_ifindex() != 0 || F::parse(skb, packet).is_err() {
+        packet.signals = 0;
+        return Ok(Action::Pass);
+    }
+    let packet = &*packet;
+    let (key, from) = flows::key::<F>(&packet.tuple, packet.protocol);
+    let now = clock::now();
+    // Of whatever epoch: nothing that is decided about a flow alters how it is answered.
+    if let Some(flow) = flows::live::<F>(packet, &key, from, now, config.ticks_per_second)
+        && flow.flags & FLOW_BACK != 0
+        && from != usize::from(flow.initiator)
+        && flow.sides[from & 1].hop == HOP_HOST
+    {
+        let _ = flows::refresh::<F>(flow, packet, from, now);
+        flows::account(&mut flow.sides[from & 1], packet.signals, skb.len());
+        rewrite::<F>(skb, packet, &flow.xlat)?;
+        if packet.has(FIRST) {
+            others::<F, POINT>(skb)?;
+        }
     }
     Ok(Action::Pass)
 }

@@ -53,7 +53,7 @@ const TCP_ACK: u8 = 0x10;
 /// port that masquerading gives out: the connection may be a pod's.
 ///
 /// Such a reset has no ACK (RFC 9293, section 3.10.7.1), unlike one that ends a connection or refuses
-/// one. A port that a socket has is the node's.
+/// one. A port that a socket has is the node's. The packet is in the scratch space.
 #[inline(never)]
 pub fn of_nobody<F: Family>(skb: &Skb, config: &Config) -> Outcome {
     Outcome::pack(hold_back::<F>(skb, config).map(|()| Action::Pass))
@@ -65,8 +65,9 @@ fn hold_back<F: Family>(skb: &Skb, config: &Config) -> Result<(), Drop> {
     if !own || config.flags & F::MASQUERADE == 0 {
         return Ok(());
     }
-    let packet = scratch_packet::<F>()?;
-    if F::parse(skb, packet).is_err() || !packet.has(RST) {
+    // As it was parsed to see whether it answers what was asked of a service.
+    let packet = &*scratch_packet::<F>()?;
+    if !packet.has(RST) {
         return Ok(());
     }
     let tuple = &packet.tuple;

@@ -38,17 +38,18 @@ use aya_ebpf::{
 };
 use weft_abi::{
     addr::{Addr4, Addr6},
-    ipcache::KIND_HOST,
+    drop::DropReason,
+    ipcache::{KIND_HOST, KIND_SERVICE},
     maps,
-    service::{Frontend, SCOPE_INTERNAL},
+    service::{FRONTEND_REFUSES_NODE, Frontend, SCOPE_INTERNAL},
     socket::{SOCKET_BACK, SOCKET_FRONT, SocketKey, SocketPeer},
 };
 
 use crate::{
-    addresses, config,
+    addresses, clock, config, drops,
     family::{Family, V4, V6},
     packet::protocol,
-    services,
+    services::{self, Client},
 };
 
 /// Set at load to 1 where these programs may choose the error of a refused call
@@ -69,8 +70,13 @@ pub const GETPEERNAME: u8 = 3;
 const REFUSE: i32 = 0;
 const GO_ON: i32 = 1;
 
-/// `ECONNREFUSED`, the same number on every architecture of ours.
+/// `ECONNREFUSED`, what a host without a listener answers; the same number on every architecture of
+/// ours, as the next ones.
 const ECONNREFUSED: i32 = 111;
+/// `EHOSTUNREACH`, where packets would be dropped without an answer.
+const EHOSTUNREACH: i32 = 113;
+/// `EPERM`, where the service does not let the node in.
+const EPERM: i32 = 1;
 
 /// What the sockets of a family remember. Preallocated, as LRU maps are.
 type SocketTable<A> = LruHashMap<SocketKey<A>, SocketPeer<A>, { maps::SOCKETS }>;
@@ -82,20 +88,17 @@ static SOCKETS6: SocketTable<Addr6> = SocketTable::new();
 
 /// A family, as sockets see it.
 trait Sockets: Family {
-    /// "This host": as a destination, the kernel takes it for the loopback address.
-    const ANY: Self::Addr;
     /// The loopback address.
     const LOOPBACK: Self::Addr;
     /// Whether it is a loopback address.
     fn is_loopback(address: Self::Addr) -> bool;
-    /// The source that the process bound the socket to; [`Self::ANY`] if it did not.
+    /// The source that the process bound the socket to; zero if it did not.
     fn source(call: &Call) -> Self::Addr;
     /// What sockets remember.
     fn sockets() -> &'static SocketTable<Self::Addr>;
 }
 
 impl Sockets for V4 {
-    const ANY: Addr4 = Addr4::new([0; 4]);
     const LOOPBACK: Addr4 = Addr4::new([127, 0, 0, 1]);
 
     #[inline(always)]
@@ -115,7 +118,6 @@ impl Sockets for V4 {
 }
 
 impl Sockets for V6 {
-    const ANY: Addr6 = Addr6::new([0; 16]);
     const LOOPBACK: Addr6 = Addr6::new([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
 
     #[inline(always)]
@@ -148,8 +150,8 @@ enum Answer<A> {
     Keep,
     /// It goes to, or shows, this end instead.
     Replace(End<A>),
-    /// The service has no usable backend.
-    Refuse,
+    /// Nothing leads there; the call fails with this error.
+    Refuse(i32),
 }
 
 /// The program of a call with an IPv4 address.
@@ -198,10 +200,10 @@ fn answer<F: Sockets, const CALL: u8>(call: &Call, address: F::Addr) -> Answer<F
     }
 }
 
-/// The destination that the kernel would make of it.
+/// The destination that the kernel would make of it: "this host" (zero) is the loopback address.
 #[inline(always)]
 fn destination<F: Sockets>(mut end: End<F::Addr>) -> End<F::Addr> {
-    if end.address == F::ANY {
+    if end.address == F::ZERO {
         end.address = F::LOOPBACK;
     }
     end
@@ -214,10 +216,11 @@ fn connect<F: Sockets>(call: &Call, to: End<F::Addr>, protocol: u8) -> Answer<F:
     let Some(frontend) = services::frontend::<F>(to.address, to.port, protocol, SCOPE_INTERNAL)
     else {
         forget::<F>(&key(cookie, to, protocol, SOCKET_BACK));
-        return Answer::Keep;
+        return no_service::<F>(to.address);
     };
-    let Some((backend, number)) = choose::<F>(call, frontend) else {
-        return Answer::Refuse;
+    let (backend, number) = match choose::<F>(call, frontend) {
+        Ok(chosen) => chosen,
+        Err(error) => return Answer::Refuse(error),
     };
     let seen = peer(to, frontend.service, number);
     remember::<F>(&key(cookie, backend, protocol, SOCKET_BACK), &seen);
@@ -230,15 +233,16 @@ fn connect<F: Sockets>(call: &Call, to: End<F::Addr>, protocol: u8) -> Answer<F:
 fn send<F: Sockets>(call: &Call, to: End<F::Addr>, protocol: u8) -> Answer<F::Addr> {
     let Some(frontend) = services::frontend::<F>(to.address, to.port, protocol, SCOPE_INTERNAL)
     else {
-        return Answer::Keep;
+        return no_service::<F>(to.address);
     };
     let cookie = call.socket_cookie();
     let front = key(cookie, to, protocol, SOCKET_FRONT);
     let (backend, number) = match last::<F>(&front, frontend.service) {
         Some(last) => last,
         None => {
-            let Some((backend, number)) = choose::<F>(call, frontend) else {
-                return Answer::Refuse;
+            let (backend, number) = match choose::<F>(call, frontend) {
+                Ok(chosen) => chosen,
+                Err(error) => return Answer::Refuse(error),
             };
             remember::<F>(&front, &peer(backend, frontend.service, number));
             (backend, number)
@@ -254,20 +258,56 @@ fn send<F: Sockets>(call: &Call, to: End<F::Addr>, protocol: u8) -> Answer<F::Ad
     Answer::Replace(backend)
 }
 
-/// A backend that the socket can reach, and its number.
+/// Whatever has this address and port, it is no service's; but the address may be for services only.
 #[inline(always)]
-fn choose<F: Sockets>(call: &Call, frontend: &Frontend) -> Option<(End<F::Addr>, u32)> {
-    let choice = services::choose::<F>(frontend).ok()?;
+fn no_service<F: Sockets>(address: F::Addr) -> Answer<F::Addr> {
+    if services::is_allocated::<F>(address, SCOPE_INTERNAL) {
+        drops::refused(DropReason::NoServicePort);
+        return Answer::Refuse(ECONNREFUSED);
+    }
+    match addresses::ipcache::<F>(address) {
+        Some(entry) if entry.kind == KIND_SERVICE => {
+            drops::refused(DropReason::UnallocatedAddress);
+            Answer::Refuse(EHOSTUNREACH)
+        }
+        _ => Answer::Keep,
+    }
+}
+
+/// A backend that the socket can reach, and its number; or the error that says why there is none.
+#[inline(always)]
+fn choose<F: Sockets>(call: &Call, frontend: &Frontend) -> Result<(End<F::Addr>, u32), i32> {
+    if frontend.flags & FRONTEND_REFUSES_NODE != 0 {
+        drops::refused(DropReason::SourceRange);
+        return Err(EPERM);
+    }
+    let client = Client {
+        address: F::ZERO,
+        hash: None,
+        now: clock::now(),
+        ticks_per_second: config::get().map_or(1, |config| config.ticks_per_second),
+    };
+    let choice = match services::choose::<F>(frontend, &client) {
+        Ok(choice) => choice,
+        Err(drop) => {
+            drops::refused(drop.reason);
+            return Err(if drop.reason == DropReason::NoBackend {
+                ECONNREFUSED
+            } else {
+                EHOSTUNREACH
+            });
+        }
+    };
     if F::is_loopback(F::source(call))
         && addresses::ipcache::<F>(choice.address).is_none_or(|entry| entry.kind != KIND_HOST)
     {
-        return None;
+        return Err(ECONNREFUSED);
     }
     let end = End {
         address: choice.address,
         port: choice.port,
     };
-    Some((end, choice.backend))
+    Ok((end, choice.backend))
 }
 
 /// Where the socket's last datagram to this service went, and the backend's number, if that still
@@ -280,8 +320,7 @@ fn last<F: Sockets>(front: &SocketKey<F::Addr>, service: u32) -> Option<(End<F::
         address: last.address,
         port: last.port,
     };
-    // SAFETY: read at once.
-    let backend = unsafe { F::backends().get(last.backend) }?;
+    let backend = services::backend::<F>(last.backend)?;
     let serves = last.service == service
         && backend.service == service
         && backend.address == end.address
@@ -364,14 +403,14 @@ fn conclude<F: Sockets, const CALL: u8>(
             GO_ON
         }
         // The kernel lets these calls only go on; they look for no backend.
-        Answer::Refuse if CALL == RECVMSG || CALL == GETPEERNAME => GO_ON,
-        Answer::Refuse => {
+        Answer::Refuse(_) if CALL == RECVMSG || CALL == GETPEERNAME => GO_ON,
+        Answer::Refuse(error) => {
             if HAVE_SET_RETVAL.load() != 0 {
                 // SAFETY: the helper takes a number.
-                let _ = unsafe { bpf_set_retval(-ECONNREFUSED) };
+                let _ = unsafe { bpf_set_retval(-error) };
                 return REFUSE;
             }
-            if CALL == CONNECT && call.protocol() == Some(protocol::TCP) {
+            if error == ECONNREFUSED && CALL == CONNECT && call.protocol() == Some(protocol::TCP) {
                 set_address(F::LOOPBACK);
                 call.set_port(0);
                 return GO_ON;
@@ -543,7 +582,7 @@ mod tests {
     #[test]
     fn this_host_is_the_loopback_address() {
         let any = End {
-            address: V4::ANY,
+            address: V4::ZERO,
             port: 80,
         };
         assert!(destination::<V4>(any).address == Addr4::new([127, 0, 0, 1]));

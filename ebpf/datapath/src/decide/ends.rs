@@ -5,7 +5,7 @@ use weft_abi::{
     drop::DropReason,
     event::{POINT_FROM_CONTAINER, POINT_FROM_NETDEV, POINT_FROM_OVERLAY, POINT_TO_CONTAINER},
     flow::HOP_TUNNEL,
-    ipcache::{KIND_HOST, KIND_LOCAL_POD, KIND_REMOTE_POD},
+    ipcache::{KIND_HOST, KIND_LOCAL_POD, KIND_REMOTE_POD, KIND_SERVICE, KIND_WORLD},
 };
 
 use super::work::Work;
@@ -38,11 +38,20 @@ pub(super) fn origin<F: Family>(
         },
         POINT_FROM_OVERLAY => {
             end.set_elsewhere::<F>(packet.tuple.source, config);
-            if end.side.hop == HOP_TUNNEL && tunnel::is_from(skb, config, &end.side.tunnel)? {
-                Ok(())
-            } else {
-                Err(Drop::because(DropReason::UnknownTunnel))
+            if end.side.hop == HOP_TUNNEL {
+                if tunnel::is_from(skb, config, &end.side.tunnel)? {
+                    return Ok(());
+                }
+            } else if end.kind == KIND_WORLD {
+                // A client's packet, which another node forwards to its backend here.
+                let node = tunnel::remote(skb, config)?;
+                if addresses::is_node(&node) {
+                    end.side.tunnel = node;
+                    work.forwarded = true;
+                    return Ok(());
+                }
             }
+            Err(Drop::because(DropReason::UnknownTunnel))
         }
         POINT_FROM_NETDEV => {
             // Checked by `check_uplink`, once it is known that the packet is Weft's business.
@@ -104,6 +113,9 @@ pub(super) fn check_destination<A>(skb: &Skb, config: &Config, work: &Work<A>) -
     if !end.is_endpoint() && end.kind == KIND_LOCAL_POD {
         return Err(Drop::because(DropReason::NoEndpoint));
     }
+    if !end.is_endpoint() && end.kind == KIND_SERVICE {
+        return Err(Drop::because(DropReason::UnallocatedAddress));
+    }
     match work.point {
         // What a pod sends there, masqueraded, would come from a node.
         POINT_FROM_CONTAINER
@@ -116,8 +128,8 @@ pub(super) fn check_destination<A>(skb: &Skb, config: &Config, work: &Work<A>) -
         {
             Err(Drop::because(DropReason::OverlayPort))
         }
-        // The overlay ends here: a pod, or this node itself.
-        POINT_FROM_OVERLAY if !end.is_endpoint() && end.kind != KIND_HOST => {
+        // The overlay ends here, but for services: a pod, or this node itself.
+        POINT_FROM_OVERLAY if !end.is_endpoint() && end.kind != KIND_HOST && work.service == 0 => {
             Err(Drop::because(DropReason::NoRoute))
         }
         // The host stack's route must lead to the pod that has the address.

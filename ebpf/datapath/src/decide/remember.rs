@@ -4,7 +4,10 @@
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use weft_abi::{
     drop::DropReason,
-    flow::{FLOW_BACK, FLOW_FRONT, FLOW_MASQUERADE, FLOW_OWN_NODE, Flow, Side, Tuple},
+    flow::{
+        FLOW_BACK, FLOW_DIRECT_RETURN, FLOW_FRONT, FLOW_MASQUERADE, FLOW_OWN_NODE, Flow, Side,
+        Tuple,
+    },
 };
 
 use super::work::{Work, scratch};
@@ -13,6 +16,7 @@ use crate::{
     drops::Drop,
     family::Family,
     flows,
+    hash::Hash,
     packet::{OPENS, protocol},
     route,
     skb::{Action, Skb},
@@ -37,7 +41,7 @@ const TRIES: u32 = 48;
 #[inline(always)]
 pub(super) fn remember<F: Family>(skb: &Skb) -> Result<(), Drop> {
     let work = scratch::<F>()?;
-    work.translated = work.service != 0 || work.masquerade || work.reply;
+    work.translated = (work.service != 0 && !work.direct) || work.masquerade || work.reply;
     if work.translated && !work.reply {
         let _ = F::claim_back(skb).unpack()?;
         let mut tries = 0;
@@ -118,22 +122,10 @@ fn number<F: Family>(tuple: &Tuple<F::Addr>, protocol: u8, index: u32) -> u32 {
         // SAFETY: the helper takes nothing and returns a number.
         return unsafe { bpf_get_prandom_u32() };
     }
-    let ports = u32::from(tuple.source_port) << 16 | u32::from(tuple.destination_port);
-    let mut number = F::fold(tuple.source) ^ index.wrapping_mul(0x9e37_79b9);
-    // Two rounds of MurmurHash3, and its finish.
-    for word in [F::fold(tuple.destination), ports] {
-        number ^= word
-            .wrapping_mul(0xcc9e_2d51)
-            .rotate_left(15)
-            .wrapping_mul(0x1b87_3593);
-        number = number
-            .rotate_left(13)
-            .wrapping_mul(5)
-            .wrapping_add(0xe654_6b64);
-    }
-    number = (number ^ number >> 16).wrapping_mul(0x85eb_ca6b);
-    number = (number ^ number >> 13).wrapping_mul(0xc2b2_ae35);
-    number ^ number >> 16
+    Hash::of(protocol, 0, 0)
+        .word(F::hash(tuple, protocol))
+        .word(index)
+        .finish()
 }
 
 /// Claims the other end's view with another source port, if that is free or was this flow's before.
@@ -141,7 +133,11 @@ fn number<F: Family>(tuple: &Tuple<F::Addr>, protocol: u8, index: u32) -> u32 {
 pub fn claim_port<F: Family>(skb: &Skb) -> Result<Action, Drop> {
     let (work, config) = (scratch::<F>()?, config::get()?);
     let protocol = work.packet.protocol;
-    if protocol != protocol::TCP && protocol != protocol::UDP && protocol != F::ICMP {
+    if protocol != protocol::TCP
+        && protocol != protocol::UDP
+        && protocol != protocol::SCTP
+        && protocol != F::ICMP
+    {
         // No ports, or none that can be changed.
         return Err(Drop::because(DropReason::NoPort));
     }
@@ -242,7 +238,12 @@ fn fill<A: Copy>(work: &mut Work<A>, from: usize) {
         1 - from as u8
     };
     flow.flags = (if work.own_node { FLOW_OWN_NODE } else { 0 })
-        | (if work.masquerade { FLOW_MASQUERADE } else { 0 });
+        | (if work.masquerade { FLOW_MASQUERADE } else { 0 })
+        | (if work.direct || work.forwarded {
+            FLOW_DIRECT_RETURN
+        } else {
+            0
+        });
     flow.reserved = [0; 2];
 }
 

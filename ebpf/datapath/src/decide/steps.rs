@@ -14,10 +14,16 @@ pub trait Steps {
     fn begin(skb: &Skb) -> Outcome;
     /// Step 2.
     fn recognise(skb: &Skb) -> Outcome;
-    /// Step 2, for a connection whose client's view is gone: one backend.
+    /// Step 3, of a known flow.
+    fn translate(skb: &Skb) -> Outcome;
+    /// Step 3, of what may go to a service.
+    fn serve(skb: &Skb) -> Outcome;
+    /// Step 3, of a connection to it whose client's view is gone: one backend.
     fn ask_backend(skb: &Skb) -> Outcome;
-    /// Steps 3 and 4.
-    fn choose(skb: &Skb) -> Outcome;
+    /// Step 3, of anything else that does: the backend.
+    fn elect(skb: &Skb) -> Outcome;
+    /// Step 4: where it goes.
+    fn locate(skb: &Skb) -> Outcome;
     /// Steps 2 to 4 of an ICMP error.
     fn read_quote(skb: &Skb) -> Outcome;
     /// See [`Self::read_quote`].
@@ -36,6 +42,10 @@ pub trait Steps {
     fn claim_port(skb: &Skb) -> Outcome;
     /// Step 6: the client's view, restored by a reply.
     fn store_front(skb: &Skb) -> Outcome;
+    /// Makes the packet the RST that answers it.
+    fn reset(skb: &Skb) -> Outcome;
+    /// Makes the packet the ICMP error about it.
+    fn unreachable(skb: &Skb) -> Outcome;
     /// Step 6: the client's view, or the only one.
     fn store(skb: &Skb) -> Outcome;
 }

@@ -3,11 +3,13 @@
 use weft_abi::{
     drop::DropReason,
     event::{POINT_FROM_CONTAINER, POINT_FROM_NETDEV, POINT_FROM_OVERLAY},
-    flow::{FLOW_BACK, FLOW_FRONT, FLOW_MASQUERADE, FLOW_OWN_NODE, Flow, Tuple},
-    service::{SCOPE_EXTERNAL, SCOPE_INTERNAL},
+    flow::{
+        FLOW_BACK, FLOW_DIRECT_RETURN, FLOW_FRONT, FLOW_MASQUERADE, FLOW_OWN_NODE, Flow, Tuple,
+    },
+    service::{SCOPE_EXTERNAL, SCOPE_FORWARDED, SCOPE_INTERNAL},
 };
 
-use super::work::{Work, scratch};
+use super::work::{ASKS_NONE, scratch};
 use crate::{
     config,
     drops::Drop,
@@ -18,34 +20,51 @@ use crate::{
     skb::{Action, Skb},
 };
 
-/// 3. What the packet is translated to; returns the address where it goes in the end.
+/// Step 3, as far as the packet's flow knows it: what it is translated to, and where it goes in the end.
 ///
 /// - A packet towards a service keeps the backend of its flow while that still serves; TCP keeps it
 ///   for as long as the connection lives, as with kube-proxy, which never cuts established TCP.
 ///   An opening packet that is sent again has no connection yet.
 /// - A reply of a translated flow is rewritten back.
-/// - A new flow may be one to a service. So may a known one that is none yet, because the service
-///   came later: a client that keeps trying would keep its flow alive, and out of reach.
+/// - A new flow may be one to a service: then a backend is chosen next ([`super::serve`]). So may a
+///   known one that is none yet, because the service came later: a client that keeps trying would keep
+///   its flow alive, and out of reach.
 #[inline(always)]
-pub(super) fn translate<F: Family>(work: &mut Work<F::Addr>) -> Result<F::Addr, Drop> {
+pub fn translate<F: Family>(_: &Skb) -> Result<Action, Drop> {
+    let work = scratch::<F>()?;
     let packet = &work.packet;
+    work.asks = ASKS_NONE;
+    work.target = packet.tuple.destination;
     if work.known {
         let flow = &work.before;
         if flow.flags & FLOW_BACK != 0 {
             if work.initiates {
                 direct::<F>(packet, flow)?;
-                return Ok(packet.tuple.destination);
+                return Ok(Action::Pass);
             }
             work.service = flow.service;
             work.backend = flow.backend;
             work.masquerade = flow.flags & FLOW_MASQUERADE != 0;
             work.reply = true;
-            return Ok(flow.xlat.destination);
+            work.target = flow.xlat.destination;
+            return Ok(Action::Pass);
         }
         let begins = packet.protocol != protocol::TCP || packet.has(OPENS);
-        if flow.flags & FLOW_FRONT == 0 {
+        if flow.flags & FLOW_DIRECT_RETURN != 0 && flow.flags & FLOW_FRONT == 0 {
+            if let Some(backend) = services::backend::<F>(flow.backend)
+                && backend.service == flow.service
+            {
+                work.service = flow.service;
+                work.backend = flow.backend;
+                work.direct = true;
+                work.target = backend.address;
+                work.real.destination = backend.address;
+                work.real.destination_port = backend.port;
+                return Ok(Action::Pass);
+            }
+        } else if flow.flags & FLOW_FRONT == 0 {
             if !(work.initiates && begins) {
-                return Ok(packet.tuple.destination);
+                return Ok(Action::Pass);
             }
         } else if !work.initiates {
             // A packet that claims a service's address as its source.
@@ -53,7 +72,7 @@ pub(super) fn translate<F: Family>(work: &mut Work<F::Addr>) -> Result<F::Addr, 
         } else if flow.service == 0 {
             // Masqueraded, and nothing else.
             if !begins {
-                return Ok(packet.tuple.destination);
+                return Ok(Action::Pass);
             }
         } else if !begins || services::still_serves::<F>(flow, &flow.xlat) {
             work.service = flow.service;
@@ -64,40 +83,29 @@ pub(super) fn translate<F: Family>(work: &mut Work<F::Addr>) -> Result<F::Addr, 
                 work.real.source = packet.tuple.source;
                 work.real.source_port = packet.tuple.source_port;
             }
-            return Ok(work.real.destination);
+            work.target = work.real.destination;
+            return Ok(Action::Pass);
         }
     }
-    let Some(scope) = scope(work.point) else {
-        return Ok(packet.tuple.destination);
+    work.asks = match work.point {
+        POINT_FROM_CONTAINER => SCOPE_INTERNAL,
+        POINT_FROM_OVERLAY if work.forwarded => SCOPE_FORWARDED,
+        POINT_FROM_OVERLAY | POINT_FROM_NETDEV => SCOPE_EXTERNAL,
+        _ => ASKS_NONE,
     };
-    if let Some(choice) = services::select::<F>(&packet.tuple, packet.protocol, scope)? {
-        work.service = choice.service;
-        work.backend = choice.backend;
-        work.real = as_backend_sees::<F>(&packet.tuple, &choice);
-    }
-    Ok(work.real.destination)
-}
-
-/// The `SCOPE_` of what a packet at this hook may be sent to; none where nobody asks for a service.
-#[inline(always)]
-fn scope(point: u8) -> Option<u8> {
-    match point {
-        POINT_FROM_CONTAINER => Some(SCOPE_INTERNAL),
-        POINT_FROM_OVERLAY | POINT_FROM_NETDEV => Some(SCOPE_EXTERNAL),
-        _ => None,
-    }
+    Ok(Action::Pass)
 }
 
 /// How many backends of a service are asked for a connection whose client's view is gone.
 const ASKED: u32 = 32;
 
-/// Step 2, for a connection that is under way and unknown: where it is one to a service, the backend
+/// Step 3, for a connection to a service that is under way and unknown: the backend
 /// that has it may still be known by its own view of it. Then the client's is what it was.
 #[inline(always)]
 pub(super) fn find_backend<F: Family>(skb: &Skb) -> Result<(), Drop> {
     let mut index = 0;
-    scratch::<F>()?.asks = true;
-    while index < ASKED && scratch::<F>()?.asks {
+    scratch::<F>()?.searches = true;
+    while index < ASKED && scratch::<F>()?.searches {
         scratch::<F>()?.tries = index;
         index += 1;
         let _ = F::ask_backend(skb).unpack()?;
@@ -109,21 +117,13 @@ pub(super) fn find_backend<F: Family>(skb: &Skb) -> Result<(), Drop> {
 #[inline(always)]
 pub fn ask_backend<F: Family>(_: &Skb) -> Result<Action, Drop> {
     let (work, config) = (scratch::<F>()?, config::get()?);
-    work.asks = false;
     let tuple = &work.packet.tuple;
     let protocol = work.packet.protocol;
-    let Some(scope) = scope(work.point) else {
-        return Ok(Action::Pass);
-    };
-    let (address, port) = (tuple.destination, tuple.destination_port);
-    let Some(frontend) = services::frontend::<F>(address, port, protocol, scope) else {
-        return Ok(Action::Pass);
-    };
-    if work.tries >= frontend.count {
+    work.searches = work.tries < work.frontend.count;
+    if !work.searches {
         return Ok(Action::Pass);
     }
-    work.asks = true;
-    let Ok(choice) = services::backend_at::<F>(frontend, work.tries) else {
+    let Some(choice) = services::at::<F>(&work.frontend, work.tries) else {
         return Ok(Action::Pass);
     };
     work.outer = as_backend_sees::<F>(tuple, &choice);
@@ -143,7 +143,7 @@ pub fn ask_backend<F: Family>(_: &Skb) -> Result<Action, Drop> {
         work.before.xlat = work.outer;
         work.known = true;
         work.own_node |= back.flags & FLOW_OWN_NODE != 0;
-        work.asks = false;
+        work.searches = false;
     }
     Ok(Action::Pass)
 }
@@ -153,7 +153,10 @@ pub fn ask_backend<F: Family>(_: &Skb) -> Result<Action, Drop> {
 /// A pod that reaches itself must not see its own address as the client: it would answer itself without
 /// the datapath ever translating back.
 #[inline(always)]
-fn as_backend_sees<F: Family>(tuple: &Tuple<F::Addr>, choice: &Choice<F::Addr>) -> Tuple<F::Addr> {
+pub(super) fn as_backend_sees<F: Family>(
+    tuple: &Tuple<F::Addr>,
+    choice: &Choice<F::Addr>,
+) -> Tuple<F::Addr> {
     Tuple {
         source: if choice.address == tuple.source {
             F::HAIRPIN

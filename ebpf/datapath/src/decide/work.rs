@@ -4,6 +4,7 @@ use aya_ebpf::bindings::{bpf_fib_lookup, bpf_sock_tuple};
 use weft_abi::{
     drop::DropReason,
     flow::{Flow, Tuple},
+    service::Frontend,
 };
 
 use crate::{
@@ -18,13 +19,13 @@ use crate::{
 #[repr(C)]
 pub struct Work<A> {
     /// The packet.
-    pub(super) packet: Packet<A>,
+    pub packet: Packet<A>,
     /// The hook: one of the `POINT_` constants.
     pub(super) point: u8,
     /// The entry being written.
     pub(super) flow: Flow<A>,
     /// Where the packet comes from.
-    pub(super) source: End,
+    pub source: End,
     /// Where it goes.
     pub(super) destination: End,
     /// The flow as the other end sees it, in the direction of this packet.
@@ -33,6 +34,16 @@ pub struct Work<A> {
     pub(super) service: u32,
     /// The backend.
     pub(super) backend: u32,
+    /// As what it asks services for a backend: a `SCOPE_`, or [`ASKS_NONE`].
+    pub(super) asks: u8,
+    /// The frontend that it goes to, if it does.
+    pub(super) frontend: Frontend,
+    /// Where the packet goes in the end.
+    pub(super) target: A,
+    /// Whether another node forwards it for a client, whom the backend answers directly.
+    pub(super) forwarded: bool,
+    /// Whether this node forwards it as it is to the backend's node, which answers the client directly.
+    pub(super) direct: bool,
     /// The rules that allow it.
     pub(super) allowed: Allowed,
     /// The epoch of the decision, read before anything that it rests on.
@@ -58,7 +69,7 @@ pub struct Work<A> {
     /// How many backends were asked, or other ports tried.
     pub(super) tries: u32,
     /// Whether there are more backends to be asked.
-    pub(super) asks: bool,
+    pub(super) searches: bool,
     /// Whether the packet's flow lives.
     pub(super) known: bool,
     /// The side of the packet's source under its key.
@@ -72,13 +83,18 @@ pub struct Work<A> {
     /// What translating it changes of the error's checksum.
     pub(super) change: Difference,
     /// The addresses of an ICMP error when what it quotes was translated; what a backend that is asked
-    /// would see.
-    pub(super) outer: Tuple<A>,
+    /// would see; what an answer to the packet has.
+    pub outer: Tuple<A>,
+    /// The header of an answer to the packet.
+    pub header: [u8; 20],
     /// What the kernel is asked about routes.
     pub(super) fib: bpf_fib_lookup,
     /// What the kernel is asked about sockets.
     pub(super) socket: bpf_sock_tuple,
 }
+
+/// [`Work::asks`]: it does not.
+pub(super) const ASKS_NONE: u8 = u8::MAX;
 
 /// What comes of a packet that may pass.
 #[repr(u8)]
@@ -105,7 +121,7 @@ pub fn scratch_packet<F: Family>() -> Result<&'static mut Packet<F::Addr>, Drop>
 
 /// This CPU's scratch space.
 #[inline(always)]
-pub(super) fn scratch<F: Family>() -> Result<&'static mut Work<F::Addr>, Drop> {
+pub fn scratch<F: Family>() -> Result<&'static mut Work<F::Addr>, Drop> {
     match F::scratch().get_ptr_mut(0) {
         // SAFETY: this CPU's own slot, nothing interrupts (see `Work`), and no step keeps it.
         Some(work) => Ok(unsafe { &mut *work }),

@@ -6,7 +6,7 @@ use aya_ebpf::bindings::{
 use network_types::{eth::EthHdr, ip::Ipv4Hdr, tcp::TcpHdr};
 use weft_abi::{
     addr::{Addr4, Addr6},
-    config::{CONFIG_MASQUERADE_V4, Uplink},
+    config::{CONFIG_MASQUERADE_V4, Config, Uplink},
     drop::DropReason,
     flow::Tuple,
 };
@@ -17,8 +17,10 @@ use crate::{
     decide::{self, steps},
     drops::Drop,
     fragments,
+    hash::Hash,
     icmp::Quoted,
     packet::{Icmp, L3, Packet, Part, end, protocol},
+    reject::{self, TTL},
     skb::Skb,
 };
 
@@ -32,6 +34,8 @@ tables!(
     "ipcache4",
     "frontends4",
     "backends4",
+    "source_ranges4",
+    "affinity4",
     "fragments4",
     "scratch4"
 );
@@ -47,8 +51,11 @@ steps! {
     follow: follow4 = decide::fragments::follow::<V4>;
     begin: begin4 = decide::begin::<V4>;
     recognise: recognise4 = decide::recognise::<V4>;
+    translate: translate4 = decide::translate::translate::<V4>;
+    serve: serve4 = decide::serve::serve::<V4>;
     ask_backend: ask_backend4 = decide::translate::ask_backend::<V4>;
-    choose: choose4 = decide::choose::<V4>;
+    elect: elect4 = decide::serve::elect::<V4>;
+    locate: locate4 = decide::locate::<V4>;
     read_quote: read_quote4 = decide::errors::read_quote::<V4>;
     relate: relate4 = decide::errors::relate::<V4>;
     requote_error: requote_error4 = decide::errors::requote::<V4>;
@@ -58,6 +65,8 @@ steps! {
     claim_back: claim_back4 = decide::remember::claim_back::<V4>;
     claim_port: claim_port4 = decide::remember::claim_port::<V4>;
     store_front: store_front4 = decide::remember::store_front::<V4>;
+    reset: reset4 = reject::reset::<V4>;
+    unreachable: unreachable4 = reject::unreachable::<V4>;
     store: store4 = decide::remember::store::<V4>;
 }
 
@@ -66,12 +75,20 @@ const MALFORMED: Drop = Drop {
     rule: 0,
 };
 
+/// IPv4, and a header without options.
+const VERSION_AND_LENGTH: u8 = 0x45;
+/// Do not fragment.
+const DONT_FRAGMENT: u16 = 0x4000;
+
 /// `AF_INET`.
 const AF_INET: u8 = 2;
 
 impl Family for V4 {
     type Addr = Addr4;
     const ETHER_TYPE: u16 = 0x0800;
+    const ZERO: Addr4 = Addr4::new([0; 4]);
+    const HEADER: usize = Ipv4Hdr::LEN;
+    const PORT_UNREACHABLE: [u8; 2] = [3, 3];
     const BITS: u32 = 32;
     const ICMP: u8 = protocol::ICMP;
     const HAIRPIN: Addr4 = weft_abi::GATEWAY_V4;
@@ -183,11 +200,6 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn fold(address: Addr4) -> u32 {
-        address.to_bits()
-    }
-
-    #[inline(always)]
     fn widen(address: Addr4) -> Addr6 {
         Addr6::mapped(address)
     }
@@ -245,6 +257,59 @@ impl Family for V4 {
             (*ip).ttl = (*ip).ttl.wrapping_sub(1);
         }
         Ok(())
+    }
+
+    #[inline(always)]
+    fn hash(tuple: &Tuple<Addr4>, protocol: u8) -> u32 {
+        Hash::of(protocol, tuple.source_port, tuple.destination_port)
+            .word(tuple.source.to_bits())
+            .word(tuple.destination.to_bits())
+            .finish()
+    }
+
+    #[inline(always)]
+    fn sum(address: Addr4) -> Difference {
+        let [a, b, c, d] = address.octets;
+        Difference::NONE
+            .adds(u16::from_ne_bytes([a, b]))
+            .adds(u16::from_ne_bytes([c, d]))
+    }
+
+    #[inline(always)]
+    fn write_header(
+        skb: &Skb,
+        tuple: &Tuple<Addr4>,
+        protocol: u8,
+        payload: u16,
+    ) -> Result<(), Drop> {
+        let ip = skb.at::<Ipv4Hdr>(L3).ok_or(MALFORMED)?;
+        let length = (Ipv4Hdr::LEN as u16 + payload).to_be();
+        let check = Difference::NONE
+            .adds(u16::from_ne_bytes([VERSION_AND_LENGTH, 0]))
+            .adds(length)
+            .adds(DONT_FRAGMENT.to_be())
+            .adds(u16::from_ne_bytes([TTL, protocol]))
+            .plus(Self::sum(tuple.source))
+            .plus(Self::sum(tuple.destination));
+        // SAFETY: `at` checked the bounds; no helper ran since.
+        unsafe {
+            (*ip).vihl = VERSION_AND_LENGTH;
+            (*ip).tos = 0;
+            (*ip).tot_len = length.to_ne_bytes();
+            (*ip).id = [0; 2];
+            (*ip).frags = DONT_FRAGMENT.to_be_bytes();
+            (*ip).ttl = TTL;
+            (*ip).proto = protocol;
+            (*ip).check = (!check.folded()).to_ne_bytes();
+            (*ip).src_addr = tuple.source.octets;
+            (*ip).dst_addr = tuple.destination.octets;
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn node_address(config: &Config) -> Option<Addr4> {
+        (config.node_v4 != Self::ZERO).then_some(config.node_v4)
     }
 
     #[inline(always)]

@@ -9,7 +9,7 @@ use aya_ebpf::{
 use network_types::{eth::EthHdr, ip::Ipv6Hdr, tcp::TcpHdr};
 use weft_abi::{
     addr::Addr6,
-    config::{CONFIG_MASQUERADE_V6, Uplink},
+    config::{CONFIG_MASQUERADE_V6, Config, Uplink},
     drop::DropReason,
     flow::Tuple,
 };
@@ -19,8 +19,10 @@ use crate::{
     checksum::Difference,
     decide::{self, steps},
     drops::Drop,
+    hash::Hash,
     icmp::Quoted,
     packet::{Icmp, L3, Packet, Part, end, protocol},
+    reject::{self, TTL},
     skb::Skb,
 };
 
@@ -34,6 +36,8 @@ tables!(
     "ipcache6",
     "frontends6",
     "backends6",
+    "source_ranges6",
+    "affinity6",
     "fragments6",
     "scratch6"
 );
@@ -44,8 +48,11 @@ steps! {
     follow: follow6 = decide::fragments::follow::<V6>;
     begin: begin6 = decide::begin::<V6>;
     recognise: recognise6 = decide::recognise::<V6>;
+    translate: translate6 = decide::translate::translate::<V6>;
+    serve: serve6 = decide::serve::serve::<V6>;
     ask_backend: ask_backend6 = decide::translate::ask_backend::<V6>;
-    choose: choose6 = decide::choose::<V6>;
+    elect: elect6 = decide::serve::elect::<V6>;
+    locate: locate6 = decide::locate::<V6>;
     read_quote: read_quote6 = decide::errors::read_quote::<V6>;
     relate: relate6 = decide::errors::relate::<V6>;
     requote_error: requote_error6 = decide::errors::requote::<V6>;
@@ -55,6 +62,8 @@ steps! {
     claim_back: claim_back6 = decide::remember::claim_back::<V6>;
     claim_port: claim_port6 = decide::remember::claim_port::<V6>;
     store_front: store_front6 = decide::remember::store_front::<V6>;
+    reset: reset6 = reject::reset::<V6>;
+    unreachable: unreachable6 = reject::unreachable::<V6>;
     store: store6 = decide::remember::store::<V6>;
 }
 
@@ -186,6 +195,9 @@ extern "C" fn extensions6(context: *mut __sk_buff, header: u32, offset: u32) -> 
 impl Family for V6 {
     type Addr = Addr6;
     const ETHER_TYPE: u16 = 0x86dd;
+    const ZERO: Addr6 = Addr6::new([0; 16]);
+    const HEADER: usize = Ipv6Hdr::LEN;
+    const PORT_UNREACHABLE: [u8; 2] = [1, 4];
     const BITS: u32 = 128;
     const ICMP: u8 = protocol::ICMPV6;
     const HAIRPIN: Addr6 = weft_abi::HAIRPIN_V6;
@@ -303,19 +315,6 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn fold(address: Addr6) -> u32 {
-        // Not only by XOR: neighbours would cancel each other out.
-        let words = words(address);
-        let mut folded = words[0];
-        let mut index = 1;
-        while index < 4 {
-            folded = folded.wrapping_mul(31).wrapping_add(words[index]);
-            index += 1;
-        }
-        folded
-    }
-
-    #[inline(always)]
     fn widen(address: Addr6) -> Addr6 {
         address
     }
@@ -366,6 +365,65 @@ impl Family for V6 {
         // some devices hand over with a packet.
         skb.summed(change);
         Ok(())
+    }
+
+    // A function of its own, for its stack.
+    #[inline(never)]
+    fn hash(tuple: &Tuple<Addr6>, protocol: u8) -> u32 {
+        let mut hash = Hash::of(protocol, tuple.source_port, tuple.destination_port);
+        let mut index = 0;
+        while index < 16 {
+            let word = |octets: &[u8; 16]| {
+                u32::from_be_bytes([
+                    octets[index],
+                    octets[index + 1],
+                    octets[index + 2],
+                    octets[index + 3],
+                ])
+            };
+            hash = hash
+                .word(word(&tuple.source.octets))
+                .word(word(&tuple.destination.octets));
+            index += 4;
+        }
+        hash.finish()
+    }
+
+    #[inline(always)]
+    fn sum(address: Addr6) -> Difference {
+        let mut sum = Difference::NONE;
+        let mut index = 0;
+        while index < 16 {
+            sum = sum.adds(u16::from_ne_bytes([
+                address.octets[index],
+                address.octets[index + 1],
+            ]));
+            index += 2;
+        }
+        sum
+    }
+
+    #[inline(always)]
+    fn write_header(
+        skb: &Skb,
+        tuple: &Tuple<Addr6>,
+        protocol: u8,
+        payload: u16,
+    ) -> Result<(), Drop> {
+        let ip = skb.at::<[u8; Ipv6Hdr::LEN]>(L3).ok_or(MALFORMED)?;
+        let [high, low] = payload.to_be_bytes();
+        // SAFETY: `at` checked the bounds; no helper ran since.
+        unsafe {
+            *ip.cast::<[u8; 8]>() = [6 << 4, 0, 0, 0, high, low, protocol, TTL];
+            *ip.cast::<Addr6>().byte_add(8) = tuple.source;
+            *ip.cast::<Addr6>().byte_add(24) = tuple.destination;
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn node_address(config: &Config) -> Option<Addr6> {
+        (config.node_v6 != Self::ZERO).then_some(config.node_v6)
     }
 
     #[inline(always)]
