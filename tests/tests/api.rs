@@ -11,6 +11,8 @@ mod controllers;
 mod kubectl;
 #[path = "api/objects.rs"]
 mod objects;
+#[path = "api/services.rs"]
+mod services;
 #[path = "api/watches.rs"]
 mod watches;
 
@@ -19,7 +21,7 @@ use std::time::Duration;
 
 use kube::{Client, Config};
 use weft_tests::api::ApiServer;
-use weft_tests::controllers::{Controllers, PodRanges};
+use weft_tests::controllers::{Controllers, Settings};
 
 /// A server of its own for each test.
 struct Cluster {
@@ -42,9 +44,13 @@ impl Cluster {
     }
 
     fn with_controllers() -> Self {
+        Cluster::controlled(Settings::default())
+    }
+
+    fn controlled(settings: Settings) -> Self {
         let mut cluster = Cluster::start();
         let registry = cluster.server.registry().clone();
-        cluster.controllers = Some(Controllers::start(registry, PodRanges::default()).unwrap());
+        cluster.controllers = Some(Controllers::start(registry, settings).unwrap());
         cluster
     }
 

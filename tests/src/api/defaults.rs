@@ -166,6 +166,12 @@ pub fn service(service: &mut Value) {
         default(port, "targetPort", number);
     }
     default(map_mut(service, "status"), "loadBalancer", json!({}));
+    for entry in items_mut(service, "/status/loadBalancer/ingress") {
+        let entry = as_map(entry);
+        if kind == "LoadBalancer" && entry.get("ip").is_some_and(Value::is_string) {
+            default(entry, "ipMode", "VIP");
+        }
+    }
 }
 
 /// Secrets: `stringData` moves into `data`.

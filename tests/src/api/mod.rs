@@ -64,7 +64,7 @@ impl ApiServer {
     ///
     /// When the server's threads cannot be started or a listener cannot be used.
     pub fn start(listeners: Vec<TcpListener>) -> anyhow::Result<Self> {
-        ApiServer::start_with(listeners, ServiceRanges::default())
+        ApiServer::start_with(listeners, &ServiceRanges::default())
     }
 
     /// The same with other ranges for ClusterIPs and node ports.
@@ -72,7 +72,7 @@ impl ApiServer {
     /// # Errors
     ///
     /// As [`Self::start`].
-    pub fn start_with(listeners: Vec<TcpListener>, ranges: ServiceRanges) -> anyhow::Result<Self> {
+    pub fn start_with(listeners: Vec<TcpListener>, ranges: &ServiceRanges) -> anyhow::Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("api-server")

@@ -152,6 +152,7 @@ pub static SERVICES: Resource = Resource {
     decode: decode::typed::<Service>,
     defaults: defaults::service,
     validate: validate::service,
+    immutable: validate::service_update,
     columns: table::SERVICE,
     ..BASE
 };
@@ -265,6 +266,8 @@ pub static SERVICECIDRS: Resource = Resource {
     has_status: true,
     has_generation: true,
     decode: decode::typed::<ServiceCIDR>,
+    validate: validate::service_cidr,
+    immutable: validate::service_cidr_update,
     columns: table::SERVICECIDR,
     ..BASE
 };
@@ -278,7 +281,10 @@ pub static IPADDRESSES: Resource = Resource {
     short_names: &["ip"],
     namespaced: false,
     has_generation: true,
+    names: NameRule::PathSegment,
     decode: decode::typed::<IPAddress>,
+    validate: validate::ip_address,
+    immutable: validate::ip_address_update,
     columns: table::IPADDRESS,
     ..BASE
 };

@@ -2,6 +2,9 @@
 //!
 //! Endpoints stay in the slice they are in, so that a change writes as few slices as it can.
 
+mod hints;
+mod triggers;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -9,18 +12,31 @@ use serde_json::{Value, json};
 
 use super::{Controller, pods};
 use crate::api::object::{self, at, items, text};
-use crate::api::registry::{DeleteOptions, Part};
+use crate::api::registry::{DeleteOptions, Part, WriteOptions};
 use crate::api::resources::{ENDPOINTSLICES, NODES, PODS, SERVICES};
 use crate::api::{Change, Key, Object, Registry, Selector, Status};
 
-/// The most endpoints of a slice.
-const LARGEST: usize = 100;
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
+const ZONE: &str = "topology.kubernetes.io/zone";
+const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// See the module.
-pub struct EndpointSlices;
+pub struct EndpointSlices {
+    /// The most endpoints of a slice.
+    largest: usize,
+    triggers: triggers::Triggers,
+}
+
+impl EndpointSlices {
+    pub fn new(largest: usize) -> Self {
+        EndpointSlices {
+            largest: largest.max(1),
+            triggers: triggers::Triggers::default(),
+        }
+    }
+}
 
 impl Controller for EndpointSlices {
     fn name(&self) -> &'static str {
@@ -37,6 +53,14 @@ impl Controller for EndpointSlices {
             return service
                 .map(|name| Key::new(&SERVICES, &key.namespace, name))
                 .into_iter()
+                .collect();
+        }
+        if *key.resource == NODES {
+            // Where the zones decide, all of them do.
+            let all = registry.all(&SERVICES, "");
+            let concerned = all.iter().filter(|service| hints::follow_zones(service));
+            return concerned
+                .map(|s| Key::new(&SERVICES, object::namespace(s), object::name(s)))
                 .collect();
         }
         if *key.resource != PODS {
@@ -69,6 +93,7 @@ impl Controller for EndpointSlices {
             .ok()
             .filter(|s| has_selector(s) && !object::is_terminating(s))
         else {
+            self.triggers.forget(key);
             return slices.iter().try_for_each(|slice| delete(registry, slice));
         };
         let selector = Selector::from_map(at(&service, "/spec/selector"));
@@ -89,14 +114,24 @@ impl Controller for EndpointSlices {
         foreign
             .iter()
             .try_for_each(|slice| delete(registry, slice))?;
+        let trigger = self.triggers.note(key, &service, &pods);
         for family in families {
             let there: Vec<_> = kept
                 .iter()
                 .filter(|slice| slice["addressType"] == family)
                 .cloned()
                 .collect();
-            let wanted = group(&service, &pods, &nodes, family);
-            self.write(registry, &service, family, wanted, there)?;
+            let mut wanted = group(&service, &pods, &nodes, family);
+            let endpoints = wanted.values_mut().flat_map(BTreeMap::values_mut);
+            hints::give(&service, nodes.values(), endpoints.collect());
+            let write = Write {
+                registry,
+                service: &service,
+                options: self.options(),
+                largest: self.largest,
+                trigger: trigger.as_deref(),
+            };
+            write.write(family, wanted, there)?;
         }
         Ok(())
     }
@@ -210,7 +245,7 @@ fn endpoint(service: &Value, pod: &Value, node: Option<&Value>, address: &str) -
     if !node_name.is_empty() {
         endpoint["nodeName"] = node_name.into();
     }
-    if let Some(zone) = node.and_then(|node| object::label(node, "topology.kubernetes.io/zone")) {
+    if let Some(zone) = node.and_then(|node| object::label(node, ZONE)) {
         endpoint["zone"] = zone.into();
     }
     let host = text(pod, "/spec/hostname");
@@ -220,16 +255,20 @@ fn endpoint(service: &Value, pod: &Value, node: Option<&Value>, address: &str) -
     endpoint
 }
 
-impl EndpointSlices {
+/// Writing the slices of one Service.
+struct Write<'a> {
+    registry: &'a Registry,
+    service: &'a Value,
+    options: WriteOptions,
+    /// The most endpoints of a slice.
+    largest: usize,
+    /// What the slices that are written are marked with: when it happened that they tell.
+    trigger: Option<&'a str>,
+}
+
+impl Write<'_> {
     /// Writes the difference between the groups and the slices that are there.
-    fn write(
-        &self,
-        registry: &Registry,
-        service: &Value,
-        family: &str,
-        mut wanted: Groups,
-        there: Vec<Object>,
-    ) -> Result<(), Status> {
+    fn write(&self, family: &str, mut wanted: Groups, there: Vec<Object>) -> Result<(), Status> {
         let mut open: Vec<(Object, Value, Vec<Value>)> = Vec::new();
         let mut surplus = Vec::new();
         for slice in there {
@@ -248,16 +287,16 @@ impl EndpointSlices {
             let ports: Value = serde_json::from_str(&ports).unwrap_or_default();
             let mut rest = endpoints.into_values();
             for (_, _, kept) in open.iter_mut().filter(|(_, other, _)| *other == ports) {
-                kept.extend(rest.by_ref().take(LARGEST.saturating_sub(kept.len())));
+                kept.extend(rest.by_ref().take(self.largest.saturating_sub(kept.len())));
             }
             let mut rest: Vec<_> = rest.collect();
             let is_placeholder = rest.is_empty() && open.is_empty();
             while !rest.is_empty() || is_placeholder {
-                let more = rest.split_off(rest.len().min(LARGEST));
+                let more = rest.split_off(rest.len().min(self.largest));
                 // What was left over from other ports is used again.
                 match surplus.pop() {
                     Some(slice) => open.push((slice, ports.clone(), rest)),
-                    None => self.create(registry, service, family, &ports, &rest)?,
+                    None => self.create(family, &ports, &rest)?,
                 }
                 rest = more;
                 if is_placeholder {
@@ -269,23 +308,19 @@ impl EndpointSlices {
         for (n, (slice, ports, endpoints)) in open.iter().enumerate() {
             let is_kept = !endpoints.is_empty() || (are_all_empty && n == 0);
             if is_kept {
-                self.update(registry, service, slice, ports, endpoints)?;
+                self.update(slice, ports, endpoints)?;
             } else {
-                delete(registry, slice)?;
+                delete(self.registry, slice)?;
             }
         }
-        surplus.iter().try_for_each(|slice| delete(registry, slice))
+        surplus
+            .iter()
+            .try_for_each(|slice| delete(self.registry, slice))
     }
 
-    fn create(
-        &self,
-        registry: &Registry,
-        service: &Value,
-        family: &str,
-        ports: &Value,
-        endpoints: &[Value],
-    ) -> Result<(), Status> {
-        let slice = json!({
+    fn create(&self, family: &str, ports: &Value, endpoints: &[Value]) -> Result<(), Status> {
+        let service = self.service;
+        let mut slice = json!({
             "metadata": {
                 "generateName": format!("{}-", object::name(service)),
                 "labels": labels(service),
@@ -295,24 +330,16 @@ impl EndpointSlices {
             "ports": ports,
             "endpoints": endpoints,
         });
-        registry.create(
-            &ENDPOINTSLICES,
-            object::namespace(service),
-            slice,
-            &self.options(),
-        )?;
-        Ok(())
+        self.mark(&mut slice);
+        let namespace = object::namespace(service);
+        let created = self
+            .registry
+            .create(&ENDPOINTSLICES, namespace, slice, &self.options);
+        created.map(drop)
     }
 
-    fn update(
-        &self,
-        registry: &Registry,
-        service: &Value,
-        slice: &Object,
-        ports: &Value,
-        endpoints: &[Value],
-    ) -> Result<(), Status> {
-        let labels = labels(service);
+    fn update(&self, slice: &Object, ports: &Value, endpoints: &[Value]) -> Result<(), Status> {
+        let labels = labels(self.service);
         let is_same = items(slice, "/endpoints") == endpoints
             && without_nulls(&slice["ports"]) == *ports
             && slice["metadata"]["labels"] == labels;
@@ -324,14 +351,32 @@ impl EndpointSlices {
             object::namespace(slice),
             object::name(slice),
         );
-        registry.modify(&key, Part::Main, &self.options(), |live| {
-            let mut new = live.clone();
-            new["metadata"]["labels"] = labels;
-            new["ports"] = ports.clone();
-            new["endpoints"] = endpoints.into();
-            Ok(new)
-        })?;
-        Ok(())
+        let changed = self
+            .registry
+            .modify(&key, Part::Main, &self.options, |live| {
+                let mut new = live.clone();
+                new["metadata"]["labels"] = labels;
+                new["ports"] = ports.clone();
+                new["endpoints"] = endpoints.into();
+                self.mark(&mut new);
+                Ok(new)
+            });
+        changed.map(drop)
+    }
+
+    fn mark(&self, slice: &mut Value) {
+        let metadata = object::metadata(slice);
+        match self.trigger {
+            Some(time) => {
+                let annotations = metadata.entry("annotations").or_insert(Value::Null);
+                object::as_map(annotations).insert(TRIGGER_TIME.to_owned(), time.into());
+            }
+            None => {
+                if let Some(annotations) = metadata.get_mut("annotations") {
+                    object::as_map(annotations).remove(TRIGGER_TIME);
+                }
+            }
+        }
     }
 }
 

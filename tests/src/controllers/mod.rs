@@ -8,17 +8,20 @@
 //! Node ─ node_cidrs         Pod ─ scheduler        Namespace ─ namespaces
 //! Deployment ─ deployments ─ ReplicaSet ─ replica_sets ─ Pod      DaemonSet ─ daemon_sets ─ Pod
 //! Service, Pod ─ endpoint_slices ─ EndpointSlice   everything ─ garbage
+//! ServiceCIDR, IPAddress ─ service_cidrs           Service ─ load_balancers (only if asked for)
 //! ```
 
 mod daemon_sets;
 mod deployments;
 mod endpoint_slices;
 mod garbage;
+mod load_balancers;
 mod namespaces;
 mod node_cidrs;
 mod pods;
 mod replica_sets;
 mod scheduler;
+mod service_cidrs;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,6 +29,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use ipnet::IpNet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -58,6 +62,29 @@ trait Controller: Send {
     }
 }
 
+/// What the controllers are told about the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Where nodes' pod ranges come from.
+    pub pods: PodRanges,
+    /// The most endpoints of one slice.
+    pub slice_size: usize,
+    /// Where Services of type LoadBalancer get their addresses from, at most one range per family;
+    /// empty for a cluster without load balancers.
+    pub load_balancers: Vec<IpNet>,
+}
+
+impl Default for Settings {
+    /// The defaults of Kubernetes, without load balancers.
+    fn default() -> Self {
+        Settings {
+            pods: PodRanges::default(),
+            slice_size: 100,
+            load_balancers: Vec::new(),
+        }
+    }
+}
+
 /// The running controllers. Dropping them stops them.
 #[derive(Debug)]
 pub struct Controllers {
@@ -71,23 +98,28 @@ impl Controllers {
     /// # Errors
     ///
     /// When the thread cannot be started.
-    pub fn start(registry: Arc<Registry>, ranges: PodRanges) -> anyhow::Result<Self> {
+    pub fn start(registry: Arc<Registry>, settings: Settings) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()
             .context("cannot start the controllers")?;
         let stop = CancellationToken::new();
         let stopped = stop.clone();
-        let controllers: Vec<Box<dyn Controller>> = vec![
+        let mut controllers: Vec<Box<dyn Controller>> = vec![
             Box::new(namespaces::Namespaces),
-            Box::new(node_cidrs::NodeCidrs::new(ranges)),
+            Box::new(node_cidrs::NodeCidrs::new(settings.pods)),
             Box::new(deployments::Deployments),
             Box::new(replica_sets::ReplicaSets),
             Box::new(daemon_sets::DaemonSets),
             Box::new(scheduler::Scheduler),
-            Box::new(endpoint_slices::EndpointSlices),
+            Box::new(endpoint_slices::EndpointSlices::new(settings.slice_size)),
+            Box::new(service_cidrs::ServiceCidrs),
             Box::new(garbage::Garbage::default()),
         ];
+        if !settings.load_balancers.is_empty() {
+            let balancers = load_balancers::LoadBalancers::new(settings.load_balancers);
+            controllers.push(Box::new(balancers));
+        }
         let thread = thread::Builder::new()
             .name("controllers".to_owned())
             .spawn(move || {

@@ -6,8 +6,8 @@ use anyhow::Result;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::Playground;
-use super::families::{Families, Family};
-use crate::controllers::{PodRange, PodRanges};
+use super::families::{BALANCED, Families, Family};
+use crate::controllers::{PodRange, PodRanges, Settings};
 
 /// How pods' packets get from node to node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -32,6 +32,8 @@ pub struct Builder {
     pub(super) second_uplink: bool,
     pub(super) pods: [PodRange; 2],
     pub(super) services: [IpNet; 2],
+    pub(super) slice_size: usize,
+    pub(super) load_balancers: bool,
     pub(super) agents: bool,
     pub(super) kubelets: bool,
     pub(super) agent_flags: Vec<String>,
@@ -59,6 +61,8 @@ impl Default for Builder {
                 },
             ],
             services: [v4([10, 96], 16), v6([0xfd00, 0x10, 0x96], 112)],
+            slice_size: Settings::default().slice_size,
+            load_balancers: false,
             agents: true,
             kubelets: true,
             agent_flags: Vec::new(),
@@ -146,6 +150,21 @@ impl Builder {
         self
     }
 
+    /// The most endpoints of one EndpointSlice, by default 100.
+    #[must_use]
+    pub fn slice_size(mut self, endpoints: usize) -> Self {
+        self.slice_size = endpoints;
+        self
+    }
+
+    /// Gives Services of type LoadBalancer addresses of [`BALANCED`]. Who is to answer for
+    /// one from outside is up to the test: [`Playground::show_outside`].
+    #[must_use]
+    pub fn load_balancers(mut self) -> Self {
+        self.load_balancers = true;
+        self
+    }
+
     /// Leaves the nodes without agents: then only host-network pods can run.
     #[must_use]
     pub fn without_agents(mut self) -> Self {
@@ -181,10 +200,16 @@ impl Builder {
         self.underlay.unwrap_or(self.families).each()
     }
 
-    /// The pod ranges, the preferred family's first.
-    pub(super) fn pod_ranges(&self) -> PodRanges {
+    /// What the controllers are told.
+    pub(super) fn controllers(&self) -> Settings {
         let range = |family: &Family| self.pods[*family as usize];
-        PodRanges(self.families.each().iter().map(range).collect())
+        let families = self.families.each().iter();
+        let balanced = families.clone().filter(|_| self.load_balancers);
+        Settings {
+            pods: PodRanges(families.map(range).collect()),
+            slice_size: self.slice_size,
+            load_balancers: balanced.map(|family| BALANCED.of(*family)).collect(),
+        }
     }
 
     /// The service ranges, the preferred family's first.

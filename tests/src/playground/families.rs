@@ -5,6 +5,7 @@
 //!   second    172.31.0.0/16    fd00:172:31::/64   .5 a machine, .10 and on: the nodes' second uplinks
 //!   transit   192.0.2.0/24     2001:db8:2::/64    .1 the fabric, .2 the router
 //!   outside   198.51.100.0/24  2001:db8:51::/64   .1 the router, .10 to .13: the outside (::a to ::d)
+//!   balanced  203.0.113.0/24   2001:db8:113::/64  load balancers' addresses, nobody's by themselves
 //! ```
 //!
 //! The last number of an address is the same in both families.
@@ -126,6 +127,9 @@ pub const TRANSIT: Subnet = Subnet::new([192, 0], 2, 24, [0x2001, 0xdb8, 0x2]);
 
 /// The world outside.
 pub const OUTSIDE: Subnet = Subnet::new([198, 51], 100, 24, [0x2001, 0xdb8, 0x51]);
+
+/// Where load balancers' addresses come from.
+pub const BALANCED: Subnet = Subnet::new([203, 0], 113, 24, [0x2001, 0xdb8, 0x113]);
 
 /// The number of the network's router: the fabric's, or, outside, the router's.
 pub const ROUTER: u8 = 1;

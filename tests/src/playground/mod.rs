@@ -49,6 +49,7 @@ mod builder;
 pub mod cgroup;
 mod changes;
 pub mod cleanup;
+mod clients;
 pub mod cni;
 mod exec;
 pub mod families;
@@ -59,15 +60,17 @@ pub mod network;
 pub mod node;
 mod objects;
 pub mod process;
+mod services;
 mod wait;
 
 pub use builder::{Builder, Routing};
+pub use clients::{Counted, Place, Went};
 pub use exec::Background;
 pub use families::{Families, Family};
 pub use machine::Machine;
 pub use node::{Binaries, Node};
 pub use process::Limit;
-pub use wait::{Fatal, PATIENCE, wait};
+pub use wait::{Fatal, PATIENCE, until, wait};
 
 /// Where the API server listens in the fabric.
 const API_PORT: u16 = 6443;
@@ -235,7 +238,7 @@ impl Playground {
             cidrs: self.plan.service_ranges(),
             ..ServiceRanges::default()
         };
-        let api = ApiServer::start_with(listeners, ranges).context("starting the API server")?;
+        let api = ApiServer::start_with(listeners, &ranges).context("starting the API server")?;
         let url = format!("http://{address}");
         let own = cleanup::dir(&self.id).join("kubeconfig");
         fs::write(&own, kubeconfig(&url)).with_context(|| format!("writing {}", own.display()))?;
@@ -244,7 +247,7 @@ impl Playground {
         let _context = runtime.enter();
         let config = kube::Config::new(url.parse().context("the API server's address")?);
         let client = Client::try_from(config).context("making a client")?;
-        let controllers = Controllers::start(api.registry().clone(), self.plan.pod_ranges())?;
+        let controllers = Controllers::start(api.registry().clone(), self.plan.controllers())?;
         Ok(ControlPlane {
             fabric,
             client,

@@ -8,6 +8,7 @@ use kube::{Client, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use weft_tests::controllers::Settings;
 
 use crate::{Cluster, code, eventually};
 
@@ -66,7 +67,9 @@ async fn run(pods: &Api<Pod>, name: &str, address: &str, ready: bool) {
     let ready = if ready { "True" } else { "False" };
     let status = json!({ "status": {
         "phase": "Running", "podIP": address, "podIPs": [{ "ip": address }],
-        "conditions": [{ "type": "Ready", "status": ready }],
+        "conditions": [{
+            "type": "Ready", "status": ready, "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }],
     } });
     match pods
         .patch_status(name, &PatchParams::default(), &Patch::Strategic(&status))
@@ -470,4 +473,132 @@ async fn a_pods_addresses_are_one_of_each_family() {
         assert_eq!(code(report(first, all).await), 422, "{all:?}");
     }
     report("fd00::1", &["fd00::1", "10.0.0.1"]).await.unwrap();
+}
+
+/// A pod on a node, ready at this address.
+async fn ready_pod(client: &Client, name: &str, node: &str, address: &str) {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
+    let mut pod = pod(name);
+    pod["spec"]["nodeName"] = node.into();
+    let _: Pod = create(client, Some("default"), pod).await;
+    run(&pods, name, address, true).await;
+}
+
+#[tokio::test]
+async fn slices_are_as_small_as_they_are_to_be_and_tell_since_when() {
+    let settings = Settings {
+        slice_size: 2,
+        ..Settings::default()
+    };
+    let cluster = Cluster::controlled(settings);
+    let client = cluster.client();
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": "s" },
+        "spec": { "clusterIP": "None", "selector": { "app": "a" }, "ports": [{ "port": 80 }] },
+    });
+    let _: Service = create(&client, Some("default"), service).await;
+    for n in 1..=5 {
+        ready_pod(&client, &format!("p{n}"), "n1", &format!("10.244.0.{n}")).await;
+    }
+    let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), "default");
+    let list = eventually("three slices", async || {
+        let list = slices.list(&ListParams::default()).await.unwrap().items;
+        let mut sizes: Vec<_> = list.iter().map(|slice| slice.endpoints.len()).collect();
+        sizes.sort_unstable();
+        (sizes == [1, 2, 2]).then_some(list)
+    })
+    .await;
+    for slice in &list {
+        assert!(
+            slice
+                .labels()
+                .contains_key("service.kubernetes.io/headless")
+        );
+    }
+    let time = "endpoints.kubernetes.io/last-change-trigger-time";
+    let told = list
+        .iter()
+        .filter_map(|slice| slice.annotations().get(time));
+    let told: Vec<_> = told.collect();
+    assert_eq!(told, ["2026-01-01T00:00:00Z"; 3], "then the pods got ready");
+}
+
+#[tokio::test]
+async fn ports_with_names_are_found_in_each_pod() {
+    let cluster = Cluster::with_controllers();
+    let client = cluster.client();
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": "s" },
+        "spec": { "selector": { "app": "a" }, "ports": [{ "port": 80, "targetPort": "web" }] },
+    });
+    let _: Service = create(&client, Some("default"), service).await;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
+    for (name, port, address) in [("a", 8080, "10.244.0.1"), ("b", 9090, "10.244.0.2")] {
+        let mut pod = pod(name);
+        pod["spec"]["nodeName"] = "n1".into();
+        pod["spec"]["containers"][0]["ports"][0]["containerPort"] = port.into();
+        let _: Pod = create(&client, Some("default"), pod).await;
+        run(&pods, name, address, true).await;
+    }
+    let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), "default");
+    let found = eventually("a slice for each port", async || {
+        let list = slices.list(&ListParams::default()).await.unwrap();
+        let pair = |slice: &EndpointSlice| {
+            let port = slice.ports.as_ref()?.first()?.port?;
+            Some((port, slice.endpoints.first()?.addresses[0].clone()))
+        };
+        let mut found: Vec<_> = list.iter().filter_map(pair).collect();
+        found.sort();
+        (found.len() == 2).then_some(found)
+    })
+    .await;
+    let expected = [(8080, "10.244.0.1"), (9090, "10.244.0.2")];
+    assert_eq!(found, expected.map(|(port, ip)| (port, ip.to_owned())));
+}
+
+#[tokio::test]
+async fn endpoints_hint_at_whom_they_are_for() {
+    let cluster = Cluster::with_controllers();
+    let client = cluster.client();
+    for zone in ["a", "b"] {
+        let labels = json!({ "topology.kubernetes.io/zone": zone });
+        node(&client, &format!("n{zone}"), labels).await;
+        let address = format!("10.244.0.{}", zone.as_bytes()[0]);
+        ready_pod(&client, zone, &format!("n{zone}"), &address).await;
+    }
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": "s" },
+        "spec": { "selector": { "app": "a" }, "ports": [{ "port": 80 }],
+                  "trafficDistribution": "PreferSameNode" },
+    });
+    let _: Service = create(&client, Some("default"), service).await;
+    let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), "default");
+    let expect = async |what: &str, zone: bool, node: bool| {
+        eventually(what, async || {
+            let list = slices.list(&ListParams::default()).await.unwrap();
+            let endpoints: Vec<_> = list.into_iter().flat_map(|slice| slice.endpoints).collect();
+            let is_so = endpoints.iter().all(|endpoint| {
+                let hints = endpoint.hints.clone().unwrap_or_default();
+                let zones = hints.for_zones.unwrap_or_default().into_iter();
+                let zones: Vec<_> = zones.map(|hint| hint.name).collect();
+                let nodes = hints.for_nodes.unwrap_or_default().into_iter();
+                let nodes: Vec<_> = nodes.map(|hint| hint.name).collect();
+                let own = |wanted: bool, name: &Option<String>| -> Vec<String> {
+                    name.iter().filter(|_| wanted).cloned().collect()
+                };
+                zones == own(zone, &endpoint.zone) && nodes == own(node, &endpoint.node_name)
+            });
+            (endpoints.len() == 2 && is_so).then_some(())
+        })
+        .await;
+    };
+    expect("hints at nodes and zones", true, true).await;
+    let services: Api<Service> = Api::namespaced(client.clone(), "default");
+    let parameters = PatchParams::default();
+    let change = Patch::Merge(json!({ "spec": { "trafficDistribution": "PreferClose" } }));
+    services.patch("s", &parameters, &change).await.unwrap();
+    expect("hints at zones", true, false).await;
+    let change = Patch::Merge(json!({ "spec": { "trafficDistribution": null } }));
+    services.patch("s", &parameters, &change).await.unwrap();
+    expect("no hints", false, false).await;
 }

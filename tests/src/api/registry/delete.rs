@@ -7,6 +7,7 @@ use super::read::ListOptions;
 use super::write::{Part, WriteOptions, Written, is_finalized};
 use crate::api::object::{self, text};
 use crate::api::resources::{NAMESPACES, PODS, Resource, SERVICES};
+use crate::api::services;
 use crate::api::status::Status;
 use crate::api::store::{Key, Object, Transaction};
 
@@ -198,6 +199,7 @@ impl Registry {
             .ok_or_else(|| Status::not_found(key.resource, &key.name))?;
         if *key.resource == SERVICES {
             self.services().release(&object);
+            services::follow(transaction, Some(&object), None);
         }
         Ok(object)
     }

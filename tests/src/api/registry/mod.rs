@@ -15,9 +15,11 @@ use serde_json::json;
 pub use self::delete::{DeleteOptions, Deleted};
 pub use self::read::{Event, EventKind, List, ListOptions, VersionMatch, Watch, WatchOptions};
 pub use self::write::{Part, WriteOptions, Written};
-use super::resources::NAMESPACES;
-use super::services::{Allocations, ServiceRanges};
-use super::store::Store;
+use super::object;
+use super::resources::{NAMESPACES, SERVICECIDRS};
+use super::services::{Allocations, DEFAULT_RANGE, ServiceRanges};
+use super::status::Status;
+use super::store::{Key, Store};
 
 /// The objects of a cluster with the rules of their API.
 #[derive(Debug)]
@@ -27,13 +29,16 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// A cluster with the usual namespaces and nothing in them.
+    /// A cluster with the usual namespaces, the ServiceCIDR `kubernetes`, and nothing else.
     #[must_use]
-    pub fn new(ranges: ServiceRanges) -> Self {
+    pub fn new(ranges: &ServiceRanges) -> Self {
         let registry = Registry {
             store: Store::default(),
             services: Mutex::new(Allocations::new(ranges)),
         };
+        if let Err(error) = registry.create_default_range(ranges) {
+            tracing::error!(%error, "cannot make the default ServiceCIDR");
+        }
         for name in ["default", "kube-node-lease", "kube-public", "kube-system"] {
             let namespace = json!({ "metadata": { "name": name } });
             let options = WriteOptions::by("kube-apiserver");
@@ -42,6 +47,24 @@ impl Registry {
             }
         }
         registry
+    }
+
+    fn create_default_range(&self, ranges: &ServiceRanges) -> Result<(), Status> {
+        let cidrs: Vec<_> = ranges.cidrs.iter().map(ToString::to_string).collect();
+        let range = json!({ "metadata": { "name": DEFAULT_RANGE }, "spec": { "cidrs": cidrs } });
+        let options = WriteOptions::by("kube-apiserver");
+        self.create(&SERVICECIDRS, "", range, &options)?;
+        let ready = json!({
+            "type": "Ready", "status": "True", "reason": "", "lastTransitionTime": object::now(),
+            "message": "Kubernetes default Service CIDR is ready",
+        });
+        let key = Key::new(&SERVICECIDRS, "", DEFAULT_RANGE);
+        self.modify(&key, Part::Status, &options, |range| {
+            let mut range = range.clone();
+            range["status"] = json!({ "conditions": [ready] });
+            Ok(range)
+        })
+        .map(drop)
     }
 
     /// The raw objects. Writing here goes around every rule.

@@ -8,6 +8,7 @@ use crate::api::object::{self, at, text};
 use crate::api::patch::apply::{self, Operation, Writer};
 use crate::api::patch::{Patch, strategic};
 use crate::api::resources::{NAMESPACES, NODES, PODS, Resource, SERVICES};
+use crate::api::services::{self, Ground};
 use crate::api::status::{Cause, Status};
 use crate::api::store::{Key, Object, Transaction};
 use crate::api::validate;
@@ -295,6 +296,9 @@ impl Registry {
             if resource.namespaced { namespace } else { "" },
             &name,
         );
+        if *resource == SERVICES {
+            services::prepare(&mut object, None);
+        }
         check(resource, &object, None, Part::Main)?;
         if resource.namespaced {
             match transaction.get(&Key::new(&NAMESPACES, "", namespace)) {
@@ -316,13 +320,7 @@ impl Registry {
             apply::record_update(&json!({}), &mut object, writer);
         }
         if *resource == SERVICES {
-            let mut services = self.services();
-            services
-                .allocate(&mut object, None)
-                .map_err(|causes| Status::invalid(resource, &name, &causes))?;
-            if options.dry_run {
-                services.release(&object);
-            }
+            self.allocate(transaction, &mut object, None, options.dry_run)?;
         }
         let object = if options.dry_run {
             object.into()
@@ -373,18 +371,13 @@ impl Registry {
         }
         keep(live, &mut new, resource, part);
         (resource.defaults)(&mut new);
+        if *resource == SERVICES && part == Part::Main {
+            services::prepare(&mut new, Some(live));
+        }
         check(resource, &new, Some(live), part)?;
         let gone = object::is_terminating(&new) && is_finalized(resource, &new);
         if *resource == SERVICES && part == Part::Main {
-            let mut services = self.services();
-            services
-                .allocate(&mut new, Some(live))
-                .map_err(|causes| Status::invalid(resource, &key.name, &causes))?;
-            if options.dry_run {
-                let mut back = (**live).clone();
-                // Taking the old values back cannot fail: they were free a moment ago.
-                let _ = services.allocate(&mut back, Some(&new));
-            }
+            self.allocate(transaction, &mut new, Some(live), options.dry_run)?;
         }
         if writer.operation == Operation::Update {
             apply::record_update(live, &mut new, writer);
@@ -416,6 +409,34 @@ impl Registry {
             created: false,
             warnings,
         })
+    }
+}
+
+impl Registry {
+    /// Gives a Service its addresses and node ports, and writes the IPAddresses that follow.
+    fn allocate(
+        &self,
+        transaction: &mut Transaction,
+        service: &mut Value,
+        old: Option<&Value>,
+        dry_run: bool,
+    ) -> Result<(), Status> {
+        let mut all = self.services();
+        let ground = Ground {
+            ranges: services::ranges(transaction),
+            is_taken: &|address| transaction.get(&services::address_key(address)).is_some(),
+        };
+        all.allocate(service, old, &ground)
+            .map_err(|causes| Status::invalid(&SERVICES, object::name(service), &causes))?;
+        if dry_run {
+            all.release(service);
+            if let Some(old) = old {
+                all.hold(old);
+            }
+        } else {
+            services::follow(transaction, old, Some(service));
+        }
+        Ok(())
     }
 }
 
@@ -504,6 +525,9 @@ fn check(resource: &Resource, new: &Value, old: Option<&Value>, part: Part) -> R
     }
     if part == Part::Status && *resource == PODS {
         validate::pod_status(new, &mut causes);
+    }
+    if part == Part::Status && *resource == SERVICES {
+        validate::service_status(new, &mut causes);
     }
     if let Some(old) = old
         && *resource == PODS

@@ -4,6 +4,8 @@
 //! validation.
 
 mod network;
+mod ranges;
+mod service;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -11,7 +13,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::Value;
 
-pub use self::network::{endpoint_slice, endpoint_slice_update, network_policy, service};
+pub use self::network::{endpoint_slice, endpoint_slice_update, network_policy};
+pub use self::ranges::{ip_address, ip_address_update, service_cidr, service_cidr_update};
+pub use self::service::{service, service_status, service_update};
 use super::object::{at, items, text};
 use super::status::Cause;
 

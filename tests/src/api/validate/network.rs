@@ -1,4 +1,4 @@
-//! Services, endpoint slices and network policies.
+//! Endpoint slices and network policies.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -6,96 +6,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::super::object::{at, items, text};
+use super::super::object::{items, text};
 use super::super::status::Cause;
-use super::{NameRule, PROTOCOLS, labels, number, number_or_name, one_of, selector};
+use super::{PROTOCOLS, number, number_or_name, one_of, selector};
 
-/// Services.
-pub fn service(service: &Value, causes: &mut Vec<Cause>) {
-    let spec = &service["spec"];
-    let kind = text(spec, "/type");
-    let kinds = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
-    one_of(&spec["type"], &kinds, "spec.type".to_owned(), causes);
-    one_of(
-        &spec["sessionAffinity"],
-        &["ClientIP", "None"],
-        "spec.sessionAffinity".to_owned(),
-        causes,
-    );
-    for field in ["internalTrafficPolicy", "externalTrafficPolicy"] {
-        one_of(
-            &spec[field],
-            &["Cluster", "Local"],
-            format!("spec.{field}"),
-            causes,
-        );
-    }
-    let timeout = at(spec, "/sessionAffinityConfig/clientIP/timeoutSeconds");
-    if !timeout.is_null() && timeout.as_i64().is_none_or(|t| !(1..=86400).contains(&t)) {
-        let path = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
-        causes.push(Cause::invalid(
-            path,
-            timeout,
-            "must be greater than 0 and at most 86400",
-        ));
-    }
-    labels(&spec["selector"], "spec.selector", causes);
-    let ports = items(spec, "/ports");
-    if kind == "ExternalName" {
-        if text(spec, "/externalName").is_empty() {
-            causes.push(Cause::required("spec.externalName", ""));
-        }
-        return;
-    }
-    let headless = text(spec, "/clusterIP") == "None";
-    if ports.is_empty() && !headless {
-        causes.push(Cause::required("spec.ports", ""));
-    }
-    if headless && kind != "ClusterIP" {
-        let why = "may not be set to 'None' for LoadBalancer and NodePort services";
-        causes.push(Cause::invalid("spec.clusterIPs[0]", &"None".into(), why));
-    }
-    let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
-    for (n, port) in ports.iter().enumerate() {
-        let path = format!("spec.ports[{n}]");
-        let name = text(port, "/name");
-        if name.is_empty() && ports.len() > 1 {
-            causes.push(Cause::required(format!("{path}.name"), ""));
-        } else if !name.is_empty() {
-            if let Some(why) = NameRule::Label.refuses(name) {
-                causes.push(Cause::invalid(format!("{path}.name"), &name.into(), why));
-            }
-            if !names.insert(name) {
-                causes.push(Cause::duplicate(format!("{path}.name"), &name.into()));
-            }
-        }
-        number(&port["port"], format!("{path}.port"), causes);
-        number_or_name(&port["targetPort"], format!("{path}.targetPort"), causes);
-        one_of(
-            &port["protocol"],
-            PROTOCOLS,
-            format!("{path}.protocol"),
-            causes,
-        );
-        if !numbers.insert((port["port"].as_i64(), text(port, "/protocol"))) {
-            causes.push(Cause::duplicate(path, port));
-        }
-    }
-    for field in ["externalIPs", "clusterIPs"] {
-        for (n, address) in items(spec, &format!("/{field}")).iter().enumerate() {
-            let text = address.as_str().unwrap_or_default();
-            if text.parse::<IpAddr>().is_err() && !(field == "clusterIPs" && text == "None") {
-                let why = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
-                causes.push(Cause::invalid(format!("spec.{field}[{n}]"), address, why));
-            }
-        }
-    }
-    for (n, range) in items(spec, "/loadBalancerSourceRanges").iter().enumerate() {
-        cidr(range, format!("spec.loadBalancerSourceRanges[{n}]"), causes);
-    }
-}
-
-fn cidr(value: &Value, path: String, causes: &mut Vec<Cause>) -> Option<IpNet> {
+pub(super) fn cidr(value: &Value, path: String, causes: &mut Vec<Cause>) -> Option<IpNet> {
     let range = value
         .as_str()
         .and_then(|text| text.trim().parse::<IpNet>().ok());
@@ -118,7 +33,28 @@ pub fn endpoint_slice(slice: &Value, causes: &mut Vec<Cause>) {
         "addressType".to_owned(),
         causes,
     );
-    for (n, endpoint) in items(slice, "/endpoints").iter().enumerate() {
+    let endpoints = items(slice, "/endpoints");
+    if endpoints.len() > 1000 {
+        let count = endpoints.len();
+        let why = "must have at most 1000 items";
+        causes.push(Cause::invalid("endpoints", &count.into(), why));
+    }
+    for (n, endpoint) in endpoints.iter().enumerate() {
+        for (kind, what) in [("forZones", "zones"), ("forNodes", "nodes")] {
+            let hints = items(endpoint, &format!("/hints/{kind}"));
+            let path = format!("endpoints[{n}].hints.{kind}");
+            if hints.len() > 8 {
+                let why = format!("must have at most 8 {what}");
+                causes.push(Cause::invalid(path.clone(), &hints.len().into(), &why));
+            }
+            let mut seen = BTreeSet::new();
+            for (m, hint) in hints.iter().enumerate() {
+                if !seen.insert(text(hint, "/name")) {
+                    let path = format!("{path}[{m}].name");
+                    causes.push(Cause::duplicate(path, &hint["name"]));
+                }
+            }
+        }
         let path = format!("endpoints[{n}].addresses");
         let addresses = items(endpoint, "/addresses");
         if addresses.is_empty() {
@@ -139,6 +75,8 @@ pub fn endpoint_slice(slice: &Value, causes: &mut Vec<Cause>) {
             if !fits {
                 let why = format!("must be a valid {family} address");
                 causes.push(Cause::invalid(format!("{path}[{m}]"), address, &why));
+            } else if let Some(why) = parsed.and_then(special) {
+                causes.push(Cause::invalid(format!("{path}[{m}]"), address, why));
             }
         }
     }
@@ -154,6 +92,29 @@ pub fn endpoint_slice(slice: &Value, causes: &mut Vec<Cause>) {
         if !names.insert(text(port, "/name")) {
             causes.push(Cause::duplicate(format!("ports[{n}].name"), &port["name"]));
         }
+    }
+}
+
+/// Why the address is nobody's in particular: endpoints and external addresses cannot be such.
+pub(super) fn special(address: IpAddr) -> Option<&'static str> {
+    let is_link_local = match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    let is_link_multicast = match address {
+        IpAddr::V4(v4) => v4.octets()[..3] == [224, 0, 0],
+        IpAddr::V6(v6) => v6.segments()[0] == 0xff02,
+    };
+    if address.is_unspecified() {
+        Some("may not be unspecified (0.0.0.0 or ::)")
+    } else if address.is_loopback() {
+        Some("may not be in the loopback range (127.0.0.0/8, ::1/128)")
+    } else if is_link_local {
+        Some("may not be in the link-local range (169.254.0.0/16, fe80::/10)")
+    } else if is_link_multicast {
+        Some("may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)")
+    } else {
+        None
     }
 }
 
@@ -314,16 +275,5 @@ mod tests {
         for (rule, expected) in table {
             assert_eq!(policy_fields(&rule), expected, "{rule}");
         }
-    }
-
-    #[test]
-    fn services_name_their_ports_when_there_are_several() {
-        let mut causes = Vec::new();
-        let ports = json!([{ "port": 80, "protocol": "TCP" }, { "port": 81, "name": "b", "protocol": "TCP" }]);
-        service(
-            &json!({ "spec": { "type": "ClusterIP", "ports": ports } }),
-            &mut causes,
-        );
-        assert_eq!(causes, [Cause::required("spec.ports[0].name", "")]);
     }
 }
