@@ -7,9 +7,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use k8s_openapi::api::core::v1::{Node, Service};
+use anyhow::{Context as _, ensure};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use weft_tests::netns;
-use weft_tests::playground::{Families, Family, PATIENCE, Playground, cleanup, wait};
+use weft_tests::playground::{
+    Families, Family, PATIENCE, Place, Playground, Went, cleanup, network, until, wait,
+};
 
 const MANIFEST: &str = r#"
 apiVersion: v1
@@ -152,9 +155,11 @@ spec:
         Ok(())
     })
     .unwrap();
-    let cgroups = std::fs::read_dir(node.cgroup.join("pods")).unwrap();
-    let left = cgroups.filter(|entry| entry.as_ref().unwrap().path().is_dir());
-    assert_eq!(left.count(), 0);
+    until("its cgroup is gone", || {
+        let mut left = std::fs::read_dir(node.cgroup.join("pods"))?;
+        Ok(!left.any(|entry| entry.is_ok_and(|entry| entry.path().is_dir())))
+    })
+    .unwrap();
     playground.delete_pod("default", "once").unwrap();
 }
 
@@ -395,4 +400,168 @@ fn what_runs_on_a_node_is_in_its_cgroup() {
     };
     assert_eq!((processes("host"), processes("pods")), (1, 1));
     drop(running);
+}
+
+const GATED: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: { name: a }
+---
+apiVersion: v1
+kind: Service
+metadata: { name: web, namespace: a }
+spec:
+  type: LoadBalancer
+  selector: { app: web }
+  ports: [{ port: 80, targetPort: 8080 }]
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: web, namespace: a, labels: { app: web } }
+spec:
+  hostNetwork: true
+  nodeName: node1
+  readinessGates: [{ conditionType: example.org/open }]
+  terminationGracePeriodSeconds: 40
+  containers:
+    - name: web
+      image: any
+      args: ["serve", "--http", "8080"]
+      readinessProbe:
+        { httpGet: { path: /readyz, port: 8080 }, periodSeconds: 1, failureThreshold: 1 }
+      lifecycle: { preStop: { sleep: { seconds: 30 } } }
+"#;
+
+#[test]
+fn a_pod_is_ready_as_its_gate_and_its_probe_say_and_serves_while_it_ends() {
+    let playground = Playground::builder()
+        .name("gate")
+        .nodes(2)
+        .zones(&["east", "west"])
+        .families(Families::Dual)
+        .load_balancers()
+        .without_agents()
+        .start()
+        .unwrap();
+    playground.apply(GATED).unwrap();
+    let ready = |ready| playground.wait_readiness("a", "web", ready).unwrap();
+    let family = Family::V4;
+    wait("there is an endpoint", PATIENCE, || {
+        let all = playground.endpoints("a", "web", family)?;
+        let endpoint = all.first().context("there is none")?;
+        ensure!(endpoint.zone.as_deref() == Some("east"), "{endpoint:?}");
+        Ok(())
+    })
+    .unwrap();
+    playground.wait_endpoints("a", "web", family, &[]).unwrap();
+    let open = |open| {
+        let gate = "example.org/open";
+        playground.set_gate("a", "web", gate, open).unwrap();
+    };
+    open(true);
+    ready(true);
+    playground
+        .wait_endpoints("a", "web", family, &["web"])
+        .unwrap();
+    open(false);
+    ready(false);
+    open(true);
+    ready(true);
+    let target = playground.node_socket("node1", family, 8080).unwrap();
+    let get = |path: &str| {
+        let from = Place::Host("node2");
+        playground
+            .connect(from, "http", target, &["--path", path])
+            .unwrap()
+    };
+    get("/unready").answer().unwrap();
+    ready(false);
+    get("/ready").answer().unwrap();
+    ready(true);
+
+    // It goes on serving, and being probed, until its hook has slept.
+    playground.begin_delete_pod("a", "web").unwrap();
+    playground.wait_endpoints("a", "web", family, &[]).unwrap();
+    let serving = |expected: bool| {
+        let what = format!("it is serving: {expected}");
+        until(&what, || {
+            let all = playground.endpoints("a", "web", family)?;
+            let conditions = all.first().and_then(|e| e.conditions.clone());
+            let conditions = conditions.context("there is no endpoint")?;
+            Ok(conditions.terminating == Some(true) && conditions.serving == Some(expected))
+        })
+        .unwrap();
+    };
+    serving(true);
+    let counted = playground
+        .count(Place::Outside, "http", target, 3, &[])
+        .unwrap();
+    assert_eq!((counted.answered, counted.names()), (3, vec!["web"]));
+    get("/unready").answer().unwrap();
+    serving(false);
+    // A shorter grace counts.
+    playground
+        .block_on(async {
+            let api: kube::Api<Pod> = kube::Api::namespaced(playground.client(), "a");
+            api.delete("web", &kube::api::DeleteParams::default().grace_period(1))
+                .await
+        })
+        .unwrap();
+    until("it is gone", || Ok(playground.pod("a", "web")?.is_none())).unwrap();
+    assert_eq!(
+        playground
+            .connect(Place::Host("node2"), "tcp", target, &[])
+            .unwrap(),
+        Went::Refused
+    );
+
+    // The outside finds the load balancer at the node that it is told, and then at another.
+    let address = playground.wait_balancer_ip("a", "web", family).unwrap();
+    for node in ["node1", "node2"] {
+        let own = playground.node(node).unwrap().addresses.of(family).unwrap();
+        playground.show_outside(address, own).unwrap();
+        let at = ipnet::IpNet::from(address);
+        let netns = std::sync::Arc::clone(&playground.node(node).unwrap().netns);
+        network::add_address(&netns, network::UPLINK, at).unwrap();
+        let port = SocketAddr::new(address, 9000);
+        let args = ["serve", "--http", "9000", "--name", node];
+        let server = playground.spawn_host(node, &args).unwrap();
+        let answer = playground
+            .connect(Place::Outside, "http", port, &[])
+            .unwrap();
+        assert_eq!(answer, Went::Answered(node.to_owned()));
+        drop(server);
+        network::remove_address(&netns, address).unwrap();
+    }
+}
+
+#[test]
+fn a_container_that_ends_is_started_again() {
+    let playground = Playground::builder()
+        .name("again")
+        .without_agents()
+        .start()
+        .unwrap();
+    let manifest = r#"{apiVersion: v1, kind: Pod, metadata: {name: a, namespace: default}, spec: {
+        hostNetwork: true, nodeName: node1, restartPolicy: OnFailure,
+        containers: [{name: a, image: any, args: ["connect", "tcp", "172.30.0.10:9"]}]}}"#;
+    playground.apply(manifest).unwrap();
+    until("it was started three times", || {
+        let pod = playground.pod("default", "a")?.context("no pod")?;
+        let containers = pod.status.unwrap_or_default().container_statuses;
+        let restarts = containers
+            .unwrap_or_default()
+            .first()
+            .map(|c| c.restart_count);
+        Ok(restarts >= Some(2))
+    })
+    .unwrap();
+    let args = ["serve", "--tcp", "9"];
+    let _server = playground.spawn_host("node1", &args).unwrap();
+    until("it has succeeded", || {
+        let pod = playground.pod("default", "a")?.context("no pod")?;
+        let phase = pod.status.unwrap_or_default().phase;
+        Ok(phase.as_deref() == Some("Succeeded"))
+    })
+    .unwrap();
 }

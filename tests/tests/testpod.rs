@@ -57,7 +57,10 @@ impl Place {
 
     /// Starts a server, and returns once it listens.
     fn serve(&mut self, args: &[&str]) {
-        let mut all = vec!["serve", "--name", "pod1"];
+        let mut all = vec!["serve"];
+        if !args.contains(&"--name") {
+            all.extend(["--name", "pod1"]);
+        }
         all.extend(args);
         let mut server = self.command(&all).spawn().unwrap();
         let mut line = String::new();
@@ -364,4 +367,88 @@ fn a_stream_says_what_was_lost() {
     assert!(report["lost"].as_u64().unwrap() >= 1, "{report}");
     // The server's socket is gone, and the kernel says so.
     assert!(!report["error"].is_null(), "{report}");
+}
+
+#[test]
+fn connections_are_counted_by_who_answers() {
+    let mut place = Place::new("count");
+    place.serve(&["--tcp", "7", "--udp", "53", "--http", "80"]);
+    let count = |args: &[&str]| {
+        let output = place.run(&[&["count"], args].concat());
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.success(), report)
+    };
+    for (protocol, target, clients) in [
+        ("tcp", "127.0.0.1:7", serde_json::json!(["127.0.0.2"])),
+        ("udp", "127.0.0.1:53", serde_json::json!(["127.0.0.2"])),
+        ("http", "127.0.0.1:80", serde_json::json!([])),
+    ] {
+        let args = [protocol, target, "--count", "3", "--source", "127.0.0.2"];
+        let (clean, report) = count(&args);
+        assert!(clean, "{report}");
+        assert_eq!(report["servers"], serde_json::json!({ "pod1": 3 }));
+        assert_eq!(report["clients"], clients);
+    }
+    let (clean, report) = count(&["tcp", "127.0.0.1:7", "--servers", "1"]);
+    assert!(clean && report["answered"] == 1, "{report}");
+    let (clean, report) = count(&["tcp", "127.0.0.1:8", "--count", "2"]);
+    assert!(!clean);
+    assert_eq!(report["failed"], serde_json::json!({ "Refused": 2 }));
+}
+
+#[test]
+fn readiness_can_be_switched_and_any_status_be_read() {
+    let mut place = Place::new("ready");
+    place.serve(&["--http", "80", "--unready"]);
+    let get =
+        |path: &str| place.says(&["connect", "http", "127.0.0.1:80", "--whole", "--path", path]);
+    assert!(get("/readyz").starts_with("HTTP/1.1 503 "));
+    assert!(get("/ready").starts_with("HTTP/1.1 200 "));
+    assert!(get("/readyz").starts_with("HTTP/1.1 200 "));
+    get("/unready");
+    assert!(get("/readyz").contains("not ready"));
+}
+
+#[test]
+fn a_persistent_stream_outlives_its_servers_and_names_them() {
+    let mut place = Place::new("persist");
+    let mut client = place
+        .command(&[
+            "stream",
+            "udp",
+            "127.0.0.1:53",
+            "--persistent",
+            "--source-port",
+            "4321",
+            "--duration",
+            "50",
+            "--rate",
+            "100",
+            "--timeout",
+            "0.1",
+        ])
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
+    let mut line = || lines.next().unwrap().unwrap();
+    // Nobody listens yet.
+    assert_eq!(line(), "sending");
+    for name in ["one", "two"] {
+        assert_eq!(line(), "Refused");
+        place.serve(&["--udp", "53", "--name", name]);
+        assert_eq!(line(), name);
+        let mut server = place.server.take().unwrap();
+        server.kill().unwrap();
+        server.wait().unwrap();
+    }
+    let pid = nix::unistd::Pid::from_raw(client.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    let mut last = line();
+    if last == "Refused" {
+        last = line();
+    }
+    let report: serde_json::Value = serde_json::from_str(&last).unwrap();
+    client.wait().unwrap();
+    assert_eq!(report["servers"], serde_json::json!(["one", "two"]));
+    assert_eq!(report["error"], serde_json::Value::Null, "{report}");
 }

@@ -4,6 +4,8 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::Playground;
 use super::process::{self, Limit};
@@ -110,6 +112,36 @@ impl Background {
             );
         }
         Ok(background)
+    }
+
+    /// Waits for the next line that it prints. Waits as long as the program takes: for one that may
+    /// say nothing, the program's own bound is the test's.
+    ///
+    /// # Errors
+    ///
+    /// When it ends without another line.
+    pub fn next_line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        if let Some(stdout) = &mut self.stdout {
+            stdout.read_line(&mut line)?;
+        }
+        if line.is_empty() {
+            bail!("the program said no more");
+        }
+        Ok(line.trim_end().to_owned())
+    }
+
+    /// Asks it to end, as SIGTERM does, waits for that, and returns what it printed meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end.
+    pub fn stop(self) -> Result<Output> {
+        if let Some(child) = &self.child {
+            // Its child is not buried yet, so the number is still its own.
+            kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM)?;
+        }
+        self.finish()
     }
 
     /// Waits for the end, and returns what was printed after the first line.

@@ -155,11 +155,11 @@ impl Playground {
     }
 
     /// Tells the outside, and the routers between, the way to an address behind a node of that
-    /// address.
+    /// address, such as a load balancer's. What they were told before about it, they forget.
     ///
     /// # Errors
     ///
-    /// When they know one already, or the addresses are of different families.
+    /// When the addresses are of different families.
     pub fn show_outside(&self, address: IpAddr, node: IpAddr) -> Result<()> {
         let family = Family::of(address);
         let world = self.world();
@@ -168,7 +168,7 @@ impl Playground {
             (&world.router, TRANSIT.host(family, ROUTER)),
             (&self.plane().fabric, node),
         ] {
-            network::add_route(machine, address.into(), next)?;
+            network::set_route(machine, address.into(), next)?;
         }
         Ok(())
     }

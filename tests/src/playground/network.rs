@@ -18,6 +18,7 @@ use ipnet::IpNet;
 use nix::net::if_::if_nametoindex;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::{
     Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
 };
@@ -206,16 +207,17 @@ pub fn set_default_route(machine: &Netns, family: Family) -> Result<()> {
     .with_context(|| format!("the default route of {}", machine.name()))
 }
 
-/// Gives a machine one more route.
+/// Gives a machine a route, in place of the one that it has to there, if any.
 ///
 /// # Errors
 ///
-/// When there is one already, or the gateway is not in a network of the machine's.
-pub fn add_route(machine: &Netns, to: IpNet, gateway: IpAddr) -> Result<()> {
+/// When the gateway is not in a network of the machine's.
+pub fn set_route(machine: &Netns, to: IpNet, gateway: IpAddr) -> Result<()> {
     configure(machine, async move |handle: Handle| {
-        route(&handle, to, gateway).await
+        let request = handle.route().add(route_message(to, gateway)?);
+        Ok(request.replace().execute().await?)
     })
-    .with_context(|| format!("adding a route to {}", machine.name()))
+    .with_context(|| format!("routing {to} via {gateway} in {}", machine.name()))
 }
 
 /// Sets an interface's MTU, in bytes of IP packet.
@@ -365,8 +367,8 @@ async fn add_to(handle: &Handle, interface: &str, address: IpNet) -> Result<()> 
         .with_context(|| format!("adding {address} to {interface}"))
 }
 
-async fn route(handle: &Handle, to: IpNet, gateway: IpAddr) -> Result<()> {
-    let route = match (to, gateway) {
+fn route_message(to: IpNet, gateway: IpAddr) -> Result<RouteMessage> {
+    Ok(match (to, gateway) {
         (IpNet::V4(to), IpAddr::V4(gateway)) => RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(to.network(), to.prefix_len())
             .gateway(gateway)
@@ -376,10 +378,13 @@ async fn route(handle: &Handle, to: IpNet, gateway: IpAddr) -> Result<()> {
             .gateway(gateway)
             .build(),
         _ => bail!("{to} and {gateway} are of different families"),
-    };
+    })
+}
+
+async fn route(handle: &Handle, to: IpNet, gateway: IpAddr) -> Result<()> {
     handle
         .route()
-        .add(route)
+        .add(route_message(to, gateway)?)
         .execute()
         .await
         .with_context(|| format!("routing {to} via {gateway}"))

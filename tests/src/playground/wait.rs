@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 /// How long to wait for what should happen, unless the test says otherwise: generous, because it only
 /// ever passes in full before a failure.
@@ -38,4 +38,18 @@ pub fn wait<T>(
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(100));
     }
+}
+
+/// Asks until it is so, with the usual [`PATIENCE`].
+///
+/// # Errors
+///
+/// When it takes too long, or with a [`Fatal`] error at once.
+pub fn until(description: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    wait(description, PATIENCE, || {
+        if is_so()? {
+            return Ok(());
+        }
+        bail!("it is not so")
+    })
 }

@@ -149,7 +149,7 @@ async fn drain(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Result<Tally
 }
 
 async fn udp(args: &BulkArgs) -> Result<Tally> {
-    let socket = connect::open_udp(args.target, 0).await?;
+    let socket = connect::open_udp(args.target, None, 0).await?;
     match args.direction {
         Direction::Up => {
             pace(&socket, None, args.duration, args.bitrate).await?;

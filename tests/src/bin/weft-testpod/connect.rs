@@ -47,10 +47,24 @@ pub async fn open(
 }
 
 /// A datagram socket that hears only the target, ICMP errors included.
-pub async fn open_udp(target: SocketAddr, source_port: u16) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind(any(target, source_port)).await?;
-    options::keep_datagrams(&socket)?;
+pub async fn open_udp(
+    target: SocketAddr,
+    source: Option<IpAddr>,
+    source_port: u16,
+) -> io::Result<UdpSocket> {
+    let socket = bind_udp(target, source, source_port).await?;
     socket.connect(target).await?;
+    Ok(socket)
+}
+
+/// A datagram socket that hears everyone.
+pub async fn bind_udp(
+    target: SocketAddr,
+    source: Option<IpAddr>,
+    source_port: u16,
+) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(local(target, source, source_port)).await?;
+    options::keep_datagrams(&socket)?;
     Ok(socket)
 }
 
@@ -90,7 +104,7 @@ fn print_ends(local: SocketAddr, peer: Option<SocketAddr>, from: Option<SocketAd
     println!("{ends}");
 }
 
-async fn tcp(args: &ConnectArgs) -> Result<String> {
+pub(crate) async fn tcp(args: &ConnectArgs) -> Result<String> {
     let stream = open(args.target, args.source, args.source_port).await?;
     if args.ends {
         print_ends(stream.local_addr()?, Some(stream.peer_addr()?), None);
@@ -115,7 +129,7 @@ async fn tcp(args: &ConnectArgs) -> Result<String> {
     Ok(line)
 }
 
-async fn udp(args: &ConnectArgs) -> Result<String> {
+pub(crate) async fn udp(args: &ConnectArgs) -> Result<String> {
     let socket = UdpSocket::bind(local(args.target, args.source, args.source_port)).await?;
     let payload = match args.size {
         0 => b"hello".to_vec(),
@@ -140,7 +154,7 @@ async fn udp(args: &ConnectArgs) -> Result<String> {
     }
 }
 
-async fn http(args: &ConnectArgs) -> Result<String> {
+pub(crate) async fn http(args: &ConnectArgs) -> Result<String> {
     let mut stream = open(args.target, args.source, args.source_port).await?;
     let request = format!(
         "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
@@ -150,6 +164,9 @@ async fn http(args: &ConnectArgs) -> Result<String> {
     let mut answer = Vec::new();
     stream.take(MAX_ANSWER).read_to_end(&mut answer).await?;
     let answer = String::from_utf8_lossy(&answer);
+    if args.whole && answer.starts_with("HTTP/") {
+        return Ok(answer.into_owned());
+    }
     let Some((head, body)) = answer.split_once("\r\n\r\n") else {
         bail!("the server's answer is not HTTP: {answer:?}");
     };

@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 mod bulk;
 mod connect;
+mod count;
 mod fragments;
 mod many;
 mod options;
@@ -42,6 +43,8 @@ enum Command {
     Ping(PingArgs),
     /// Send numbered messages at a steady rate, and count what does not come back.
     Stream(StreamArgs),
+    /// Make connections one after the other, and count the answers of each server.
+    Count(CountArgs),
     /// Hold many connections at once, and say how the server sees them.
     Many(ManyArgs),
     /// Send or receive as much as goes, and say how much arrived.
@@ -56,7 +59,8 @@ enum Command {
 
 #[derive(Args)]
 struct ServeArgs {
-    /// Ports for HTTP: /hostname, /clientip, /echo?msg=TEXT, /healthz; anything else answers JSON.
+    /// Ports for HTTP: /hostname, /clientip, /echo?msg=TEXT, /healthz, /readyz; anything else answers
+    /// JSON. /readyz answers 200 or 503, as /ready or /unready said last.
     #[arg(long, value_delimiter = ',')]
     http: Vec<u16>,
     /// Ports for TCP: the server greets with its name and the client's address, and repeats both
@@ -76,6 +80,9 @@ struct ServeArgs {
     /// The name to answer with.
     #[arg(long, env = "HOSTNAME", default_value = "nameless")]
     name: String,
+    /// Let /readyz answer 503 at first.
+    #[arg(long)]
+    unready: bool,
     /// Seconds to go on serving after the signal to end.
     #[arg(long, default_value = "0", value_parser = seconds)]
     linger: Duration,
@@ -109,6 +116,9 @@ struct ConnectArgs {
     /// The path to GET.
     #[arg(long, default_value = "/hostname")]
     path: String,
+    /// HTTP: take any status for success, and print it, the header and the body as they came.
+    #[arg(long)]
+    whole: bool,
     /// Bytes of payload to have sent back (TCP, UDP): what differs is a failure, and only what the
     /// server put before it is printed.
     #[arg(long, default_value_t = 0)]
@@ -120,6 +130,29 @@ struct ConnectArgs {
     /// unconnected one), and, for UDP, whom the answer came `from`.
     #[arg(long)]
     ends: bool,
+}
+
+#[derive(Args)]
+struct CountArgs {
+    /// What to speak; over HTTP the path is /hostname, and clients are not reported.
+    protocol: Protocol,
+    /// Address and port of the server.
+    target: SocketAddr,
+    /// How many connections to make.
+    #[arg(long, default_value_t = 20)]
+    count: usize,
+    /// Stop early once so many different servers have answered.
+    #[arg(long)]
+    servers: Option<usize>,
+    /// Seconds that each may take.
+    #[arg(long, default_value = "2", value_parser = seconds)]
+    timeout: Duration,
+    /// The local port of all of them; another for each by default.
+    #[arg(long, default_value_t = 0)]
+    source_port: u16,
+    /// The local address; the one that the route prefers by default.
+    #[arg(long)]
+    source: Option<IpAddr>,
 }
 
 #[derive(Args)]
@@ -154,7 +187,20 @@ struct StreamArgs {
     /// Messages per second.
     #[arg(long, default_value_t = 200)]
     rate: u32,
-    /// Seconds to send for.
+    /// The local port; any free one by default.
+    #[arg(long, default_value_t = 0)]
+    source_port: u16,
+    /// The local address; the one that the route prefers by default.
+    #[arg(long)]
+    source: Option<IpAddr>,
+    /// UDP: take answers from anyone.
+    #[arg(long)]
+    unconnected: bool,
+    /// UDP: print `sending` at the start, go on after errors, and print each change as it comes: the
+    /// name of a server that answers, or `Refused`, `TimedOut`, `Unreachable` or `Failed`.
+    #[arg(long)]
+    persistent: bool,
+    /// Seconds to send for; a signal to end ends it earlier, with a report.
     #[arg(long, default_value = "5", value_parser = seconds)]
     duration: Duration,
     /// Seconds to wait for the last answers, and for the connection.
@@ -311,6 +357,7 @@ fn run(command: &Command) -> Result<ExitCode> {
             }
             Command::Serve(args) => serve::run(args).await,
             Command::Connect(args) => connect::run(args).await,
+            Command::Count(args) => count::run(args).await,
             Command::Stream(args) => stream::run(args).await,
             Command::Many(args) => many::run(args).await,
             Command::Bulk(args) => bulk::run(args).await,

@@ -106,7 +106,7 @@ async fn open(
     number: usize,
 ) -> Result<(usize, Channel, String, SocketAddr)> {
     let mut channel = match protocol {
-        StreamProtocol::Udp => Channel::Udp(connect::open_udp(target, 0).await?),
+        StreamProtocol::Udp => Channel::Udp(connect::open_udp(target, None, 0).await?),
         StreamProtocol::Tcp => {
             let mut stream = BufReader::new(connect::open(target, None, 0).await?);
             let mut greeting = String::new();

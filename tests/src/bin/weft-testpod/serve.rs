@@ -4,10 +4,11 @@ use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -20,6 +21,9 @@ use tokio::task::LocalSet;
 
 use crate::{ServeArgs, bulk, options};
 
+/// What /readyz says.
+static READY: AtomicBool = AtomicBool::new(true);
+
 /// Serves until a signal.
 pub async fn run(args: &ServeArgs) -> Result<ExitCode> {
     let ports = [&args.http, &args.tcp, &args.udp, &args.bulk];
@@ -27,6 +31,7 @@ pub async fn run(args: &ServeArgs) -> Result<ExitCode> {
         bail!("nothing to serve: give at least one of --http, --tcp, --udp and --bulk");
     }
     options::allow_many_sockets()?;
+    READY.store(!args.unready, Ordering::Relaxed);
     let name: Rc<str> = args.name.as_str().into();
     let servers = LocalSet::new();
     for address in addresses(args) {
@@ -175,6 +180,16 @@ fn answer(request: &Request<Incoming>, client: SocketAddr, name: &str) -> Respon
         "/hostname" => name.to_owned(),
         "/clientip" => client.to_string(),
         "/healthz" => "ok".to_owned(),
+        path @ ("/ready" | "/unready") => {
+            READY.store(path == "/ready", Ordering::Relaxed);
+            "ok".to_owned()
+        }
+        "/readyz" if !READY.load(Ordering::Relaxed) => {
+            let mut response = Response::new(Full::new(Bytes::from("not ready")));
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            return response;
+        }
+        "/readyz" => "ok".to_owned(),
         "/echo" => {
             let query = request.uri().query().unwrap_or_default();
             query.strip_prefix("msg=").unwrap_or_default().to_owned()

@@ -1,19 +1,23 @@
 //! Numbered messages at a steady rate: the proof that nothing was lost while something happened.
 //!
-//! Prints `started` once the first answer is in, and at the end one line of JSON, [`Report`].
+//! Prints `started` once the first answer is in, and at the end one line of JSON, [`Report`]. A
+//! persistent one prints more meanwhile, see [`StreamArgs::persistent`].
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use futures::pin_mut;
 use serde::Serialize;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::UdpSocket;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
-use crate::{StreamArgs, StreamProtocol, connect};
+use crate::outcome::Outcome;
+use crate::{StreamArgs, StreamProtocol, connect, serve};
 
 /// What became of the messages.
 #[derive(Serialize)]
@@ -32,6 +36,10 @@ struct Report {
     longest_gap_ms: u128,
     /// Names of the servers that answered.
     servers: BTreeSet<String>,
+    /// Who answered, in order, each change once; for a persistent stream also how it failed between.
+    changes: Vec<String>,
+    /// Errors that a persistent stream went on after.
+    errors: u64,
     /// What ended the stream early.
     error: Option<String>,
 }
@@ -41,7 +49,11 @@ pub async fn run(args: &StreamArgs) -> Result<ExitCode> {
     let mut channel = timeout(args.timeout, Channel::open(args))
         .await
         .context("connecting")??;
-    let report = stream(args, &mut channel).await;
+    let is_persistent = args.persistent && args.protocol == StreamProtocol::Udp;
+    if is_persistent {
+        println!("sending");
+    }
+    let report = stream(args, &mut channel, is_persistent).await;
     println!("{}", serde_json::to_string(&report)?);
     let clean = report.lost + report.duplicated + report.reordered == 0 && report.error.is_none();
     Ok(if clean {
@@ -51,14 +63,16 @@ pub async fn run(args: &StreamArgs) -> Result<ExitCode> {
     })
 }
 
-async fn stream(args: &StreamArgs, channel: &mut Channel) -> Report {
+async fn stream(args: &StreamArgs, channel: &mut Channel, is_persistent: bool) -> Report {
     let mut ticks = interval(Duration::from_secs(1) / args.rate.max(1));
     // A late tick must not be lost: the number of messages is part of the proof.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let start = Instant::now();
-    let end = start + args.duration;
-    let mut tally = Tally::new(start);
+    let mut end = start + args.duration;
+    let mut tally = Tally::new(start, is_persistent);
     let mut error = None;
+    let told = serve::terminated();
+    pin_mut!(told);
     loop {
         let sending = Instant::now() < end;
         if !sending && tally.answered.len() as u64 == tally.sent {
@@ -67,12 +81,18 @@ async fn stream(args: &StreamArgs, channel: &mut Channel) -> Report {
         tokio::select! {
             answer = channel.receive() => match answer {
                 Ok(answer) => tally.note(&answer),
+                Err(broken) if is_persistent => tally.note_error(&broken),
                 Err(broken) => { error = Some(broken); break }
             },
             _ = ticks.tick(), if sending => {
-                if let Err(broken) = channel.send(tally.sent).await { error = Some(broken); break }
+                match channel.send(tally.sent).await {
+                    Ok(()) => {}
+                    Err(broken) if is_persistent => tally.note_error(&broken),
+                    Err(broken) => { error = Some(broken); break }
+                }
                 tally.sent += 1;
             }
+            _ = &mut told, if sending => end = Instant::now(),
             () = sleep_until(end + args.timeout) => break,
         }
     }
@@ -88,11 +108,18 @@ struct Tally {
     last_answer: Instant,
     longest_gap: Duration,
     servers: BTreeSet<String>,
+    changes: Vec<String>,
+    errors: u64,
+    /// Whether changes are printed as they come.
+    is_told: bool,
 }
 
 impl Tally {
-    fn new(start: Instant) -> Self {
+    fn new(start: Instant, is_told: bool) -> Self {
         Tally {
+            changes: Vec::new(),
+            errors: 0,
+            is_told,
             sent: 0,
             answered: BTreeSet::new(),
             duplicated: 0,
@@ -113,9 +140,10 @@ impl Tally {
         let (Some(server), Some(number)) = (server, number) else {
             return;
         };
-        if self.answered.is_empty() {
+        if self.answered.is_empty() && !self.is_told {
             println!("started");
         }
+        self.note_change(server);
         let now = Instant::now();
         self.longest_gap = self.longest_gap.max(now - self.last_answer);
         self.last_answer = now;
@@ -123,6 +151,20 @@ impl Tally {
         self.duplicated += u64::from(!self.answered.insert(number));
         if !self.servers.contains(server) {
             self.servers.insert(server.to_owned());
+        }
+    }
+
+    fn note_error(&mut self, error: &anyhow::Error) {
+        self.errors += 1;
+        self.note_change(&format!("{:?}", Outcome::of(error)));
+    }
+
+    fn note_change(&mut self, now: &str) {
+        if self.changes.last().is_none_or(|last| last != now) {
+            self.changes.push(now.to_owned());
+            if self.is_told {
+                println!("{now}");
+            }
         }
     }
 
@@ -136,6 +178,8 @@ impl Tally {
             reordered: self.reordered,
             longest_gap_ms: self.longest_gap.as_millis(),
             servers: self.servers,
+            changes: self.changes,
+            errors: self.errors,
             error: error.map(|error| format!("{error:#}")),
         }
     }
@@ -149,6 +193,8 @@ enum Channel {
     },
     Udp {
         socket: UdpSocket,
+        /// Whom an unconnected socket sends to.
+        to: Option<SocketAddr>,
         buffer: Vec<u8>,
     },
 }
@@ -157,14 +203,22 @@ impl Channel {
     async fn open(args: &StreamArgs) -> Result<Self> {
         Ok(match args.protocol {
             StreamProtocol::Tcp => {
-                let (reader, writer) = connect::open(args.target, None, 0).await?.into_split();
+                let (reader, writer) = connect::open(args.target, args.source, args.source_port)
+                    .await?
+                    .into_split();
                 Channel::Tcp {
                     answers: BufReader::new(reader).lines(),
                     writer,
                 }
             }
+            StreamProtocol::Udp if args.unconnected => Channel::Udp {
+                socket: connect::bind_udp(args.target, args.source, args.source_port).await?,
+                to: Some(args.target),
+                buffer: vec![0; 65_536],
+            },
             StreamProtocol::Udp => Channel::Udp {
-                socket: connect::open_udp(args.target, 0).await?,
+                socket: connect::open_udp(args.target, args.source, args.source_port).await?,
+                to: None,
                 buffer: vec![0; 65_536],
             },
         })
@@ -176,12 +230,13 @@ impl Channel {
                 .write_all(format!("{number}\n").as_bytes())
                 .await
                 .context("sending"),
-            Channel::Udp { socket, .. } => {
-                socket
-                    .send(number.to_string().as_bytes())
-                    .await
-                    .context("sending")?;
-                Ok(())
+            Channel::Udp { socket, to, .. } => {
+                let message = number.to_string();
+                let sent = match to {
+                    Some(to) => socket.send_to(message.as_bytes(), *to).await,
+                    None => socket.send(message.as_bytes()).await,
+                };
+                sent.map(drop).context("sending")
             }
         }
     }
@@ -193,7 +248,7 @@ impl Channel {
                 .await
                 .context("receiving")?
                 .context("the server closed the connection"),
-            Channel::Udp { socket, buffer } => {
+            Channel::Udp { socket, buffer, .. } => {
                 let length = socket.recv(buffer).await.context("receiving")?;
                 Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
             }

@@ -18,15 +18,21 @@ use serde_json::{Value, json};
 use tokio::process::Child;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::task::AbortOnDropHandle;
 
-use super::status::{PodStatus, State};
-use super::{Host, Sandbox, Wanted, blocking, capabilities, container, probe};
+use super::probe::Check;
+use super::status::{PodStatus, RestartPolicy, State};
+use super::{Host, Sandbox, Wanted, blocking, capabilities, container, status};
 use crate::netns::{self, Netns};
 use crate::playground::{cgroup, cleanup, cni, network};
 
-/// The longest a pod may take to end, whatever grace it asks for.
-const MAX_GRACE: Duration = Duration::from_secs(10);
+/// The longest a pod may take to end, whatever grace it asks for: more than tests need, and little
+/// enough for a program that hangs not to hang the test.
+const MAX_GRACE: Duration = Duration::from_secs(60);
+
+/// The pause before a container is started again: at first, and at most.
+const RESTART: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// The pause after a failed sandbox, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -50,13 +56,95 @@ pub async fn run(client: Client, host: Arc<Host>, pod: Pod, wanted: watch::Recei
         .unwrap_or_default();
     let worker = Worker {
         api: Api::namespaced(client, &pod.namespace().unwrap_or_default()),
-        status: PodStatus::new(host.addresses.all(), &containers),
+        status: PodStatus::new(host.addresses.all(), &containers, RestartPolicy::of(&pod)),
         containers,
         host,
         pod,
+        shut: Vec::new(),
         wanted,
     };
     worker.run().await;
+}
+
+/// What happened to a container, by its index.
+enum Happened {
+    /// Its readiness is another.
+    Probed(usize, bool),
+    /// It ended with this code.
+    Ended(usize, i32),
+    /// The pause before its next start is over.
+    Rested(usize),
+}
+
+/// The processes of a pod, and who looks after them.
+struct Crew {
+    pids: Vec<Option<u32>>,
+    probes: Vec<Option<AbortOnDropHandle<()>>>,
+    ready: mpsc::UnboundedSender<(usize, bool)>,
+    readiness: mpsc::UnboundedReceiver<(usize, bool)>,
+    exits: JoinSet<(usize, i32)>,
+    rests: JoinSet<usize>,
+}
+
+impl Crew {
+    fn new(containers: usize) -> Self {
+        let (ready, readiness) = mpsc::unbounded_channel();
+        Crew {
+            pids: vec![None; containers],
+            probes: (0..containers).map(|_| None).collect(),
+            ready,
+            readiness,
+            exits: JoinSet::new(),
+            rests: JoinSet::new(),
+        }
+    }
+
+    fn add(&mut self, index: usize, mut child: Child, check: Option<Check>, host: &Arc<Netns>) {
+        self.pids[index] = child.id();
+        self.probes[index] = check.map(|check| {
+            let probing = check.run(Arc::clone(host), index, self.ready.clone());
+            AbortOnDropHandle::new(tokio::spawn(probing))
+        });
+        self.exits.spawn(async move {
+            let code = child.wait().await.ok().and_then(|status| status.code());
+            (index, code.unwrap_or(137))
+        });
+    }
+
+    /// Waits for the next event; for ever when there cannot be one. Can be cancelled.
+    async fn next(&mut self) -> Happened {
+        tokio::select! {
+            Some((index, ready)) = self.readiness.recv() => Happened::Probed(index, ready),
+            Some(Ok((index, code))) = self.exits.join_next() => {
+                self.pids[index] = None;
+                Happened::Ended(index, code)
+            }
+            Some(Ok(index)) = self.rests.join_next() => Happened::Rested(index),
+        }
+    }
+
+    fn stop_probing(&mut self, index: usize) {
+        self.probes[index] = None;
+    }
+
+    fn rest(&mut self, index: usize, restarts: u32) {
+        let pause = RESTART.0 * 2u32.saturating_pow(restarts.min(8));
+        self.rests.spawn(async move {
+            sleep(pause.min(RESTART.1)).await;
+            index
+        });
+    }
+
+    fn is_running(&self) -> bool {
+        !self.exits.is_empty()
+    }
+
+    fn terminate(&self) {
+        for pid in self.pids.iter().flatten() {
+            // It may have ended by itself.
+            let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM);
+        }
+    }
 }
 
 struct Worker {
@@ -65,6 +153,8 @@ struct Worker {
     pod: Pod,
     containers: Vec<Container>,
     status: PodStatus,
+    /// The gates that were shut in the last report.
+    shut: Vec<String>,
     wanted: watch::Receiver<Wanted>,
 }
 
@@ -159,76 +249,127 @@ impl Worker {
     /// Starts the containers, reports what becomes of them, and stops them when the pod should go.
     /// Ends by itself when the pod is complete.
     async fn live(&mut self, attached: &Attached) {
-        let (ready, mut readiness) = mpsc::unbounded_channel();
-        let mut probes = JoinSet::new();
-        let mut exits = JoinSet::new();
-        let mut pids = Vec::new();
+        let mut crew = Crew::new(self.containers.len());
         for index in 0..self.containers.len() {
-            match self.start(index, attached) {
-                Ok((mut child, check)) => {
-                    pids.extend(child.id());
-                    match check {
-                        Some(check) => {
-                            let netns = Arc::clone(&self.host.netns);
-                            probes.spawn(check.run(netns, index, ready.clone()));
-                        }
-                        None => self.status.containers[index].ready = true,
-                    }
-                    self.status.containers[index].state = State::Running(Timestamp::now());
-                    exits.spawn(async move { (index, child.wait().await) });
-                }
-                Err(error) => {
-                    let error = format!("{error:#}");
-                    self.event("Failed", &error).await;
-                    self.status.containers[index].state =
-                        State::Waiting("CreateContainerError", error);
-                }
-            }
+            self.start(index, attached, &mut crew).await;
         }
         self.report().await;
-        loop {
-            tokio::select! {
-                () = self.deleted() => break,
-                Some((index, now)) = readiness.recv() => self.status.containers[index].ready = now,
-                Some(Ok((index, ended))) = exits.join_next() => {
-                    let code = ended.ok().and_then(|status| status.code()).unwrap_or(137);
-                    self.status.containers[index].state = State::Terminated(code);
+        while !self.is_deleted() {
+            let reported = tokio::select! {
+                changed = self.wanted.changed() => {
+                    if changed.is_err() {
+                        // The kubelet ends, and this task with it.
+                        pending::<()>().await;
+                    }
+                    self.is_news()
                 }
+                event = crew.next() => self.handle(event, attached, &mut crew).await,
+            };
+            if reported {
+                self.report().await;
             }
-            self.report().await;
             if self.is_complete() {
                 break;
             }
         }
-        drop(probes);
-        for pid in &pids {
-            // It may have ended by itself.
-            let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM);
+        self.end(&mut crew).await;
+    }
+
+    /// Takes note of what happened; whether it is to be reported.
+    async fn handle(&mut self, event: Happened, attached: &Attached, crew: &mut Crew) -> bool {
+        match event {
+            Happened::Probed(index, ready) => self.status.containers[index].ready = ready,
+            Happened::Ended(index, code) => {
+                crew.stop_probing(index);
+                self.status.containers[index].ready = false;
+                self.status.containers[index].state = State::Terminated(code);
+                if RestartPolicy::of(&self.pod).restarts(code) {
+                    crew.rest(index, self.status.containers[index].restarts);
+                }
+            }
+            Happened::Rested(index) => {
+                self.status.containers[index].restarts += 1;
+                self.start(index, attached, crew).await;
+            }
         }
-        let all = async { while exits.join_next().await.is_some() {} };
-        // What is left is killed with the cgroup.
-        let _ = timeout(self.grace(), all).await;
+        true
+    }
+
+    /// Lets the containers end, and kills them when they take too long. They serve and are probed
+    /// meanwhile: first while the pod's `preStop` sleeps, then as long as they linger.
+    async fn end(&mut self, crew: &mut Crew) {
+        let began = Instant::now();
+        let deadline = |worker: &Worker| began + worker.grace();
+        let hook = self.containers.iter().filter_map(|container| {
+            let hook = container.lifecycle.as_ref()?.pre_stop.as_ref()?;
+            u64::try_from(hook.sleep.as_ref()?.seconds).ok()
+        });
+        let mut quiet = Some(began + Duration::from_secs(hook.max().unwrap_or(0)));
+        while crew.is_running() {
+            let end = deadline(self);
+            let next = quiet.map_or(end, |quiet| quiet.min(end));
+            tokio::select! {
+                () = sleep_until(next) => {
+                    if quiet.take().is_none() || next == end {
+                        // What is left is killed with the cgroup.
+                        break;
+                    }
+                    crew.terminate();
+                }
+                // The grace may become shorter.
+                Ok(()) = self.wanted.changed() => {}
+                event = crew.next() => match event {
+                    Happened::Probed(index, ready) => {
+                        self.status.containers[index].ready = ready;
+                        self.report().await;
+                    }
+                    Happened::Ended(index, code) => {
+                        crew.stop_probing(index);
+                        self.status.containers[index].ready = false;
+                        self.status.containers[index].state = State::Terminated(code);
+                    }
+                    Happened::Rested(_) => {}
+                },
+            }
+        }
+    }
+
+    /// Whether the object says something else of the pod's readiness than the last report.
+    fn is_news(&mut self) -> bool {
+        let wanted = self.wanted.borrow();
+        let Wanted::Present(pod) = &*wanted else {
+            return false;
+        };
+        let is_news = status::shut_gates(pod) != self.shut;
+        self.pod.status.clone_from(&pod.status);
+        is_news
     }
 
     /// Whether the pod has ended for good: nothing of it is started again.
     fn is_complete(&self) -> bool {
-        let policy = self
-            .pod
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.restart_policy.as_deref());
-        match self.status.phase() {
-            "Succeeded" => matches!(policy, Some("Never" | "OnFailure")),
-            "Failed" => policy == Some("Never"),
-            _ => false,
-        }
+        matches!(self.status.phase(), "Succeeded" | "Failed")
     }
 
-    fn start(&self, index: usize, attached: &Attached) -> Result<(Child, Option<probe::Check>)> {
-        let container = &self.containers[index];
-        let check = probe::Check::of(container, attached.sandbox.address)?;
-        let child = container::start(&self.host, &self.pod, container, &attached.sandbox)?;
-        Ok((child, check))
+    async fn start(&mut self, index: usize, attached: &Attached, crew: &mut Crew) {
+        let started = (|| {
+            let container = &self.containers[index];
+            let check = Check::of(container, attached.sandbox.address)?;
+            let child = container::start(&self.host, &self.pod, container, &attached.sandbox)?;
+            anyhow::Ok((child, check))
+        })();
+        let status = &mut self.status.containers[index];
+        match started {
+            Ok((child, check)) => {
+                status.ready = check.is_none();
+                status.state = State::Running(Timestamp::now());
+                crew.add(index, child, check, &self.host.netns);
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                status.state = State::Waiting("CreateContainerError", error.clone());
+                self.event("Failed", &error).await;
+            }
+        }
     }
 
     fn grace(&self) -> Duration {
@@ -283,7 +424,9 @@ impl Worker {
     }
 
     async fn report(&mut self) {
-        let patch = Patch::Merge(self.status.patch(&self.pod));
+        let shut = status::shut_gates(&self.pod).into_iter();
+        self.shut = shut.map(str::to_owned).collect();
+        let patch = Patch::Strategic(self.status.patch(&self.pod));
         let name = self.pod.name_any();
         for _ in 0..REPORT_ATTEMPTS {
             match self
@@ -292,7 +435,7 @@ impl Worker {
                 .await
             {
                 Ok(pod) => {
-                    // For the conditions that others set.
+                    // For the gates that others open.
                     self.pod.status = pod.status;
                     return;
                 }

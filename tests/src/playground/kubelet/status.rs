@@ -18,6 +18,38 @@ pub enum State {
     Terminated(i32),
 }
 
+/// What a pod does about containers that end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RestartPolicy {
+    /// They are started again.
+    Always,
+    /// They are started again when they failed.
+    OnFailure,
+    /// They stay as they are.
+    Never,
+}
+
+impl RestartPolicy {
+    /// A pod's.
+    pub fn of(pod: &Pod) -> Self {
+        let spec = pod.spec.as_ref();
+        match spec.and_then(|spec| spec.restart_policy.as_deref()) {
+            Some("Never") => RestartPolicy::Never,
+            Some("OnFailure") => RestartPolicy::OnFailure,
+            _ => RestartPolicy::Always,
+        }
+    }
+
+    /// Whether a container that ended with this code is started again.
+    pub fn restarts(self, code: i32) -> bool {
+        match self {
+            RestartPolicy::Always => true,
+            RestartPolicy::OnFailure => code != 0,
+            RestartPolicy::Never => false,
+        }
+    }
+}
+
 /// One container as it is.
 #[derive(Clone, Debug)]
 pub struct ContainerStatus {
@@ -27,11 +59,14 @@ pub struct ContainerStatus {
     pub state: State,
     /// Whether its readiness probe passes.
     pub ready: bool,
+    /// How often it was started again.
+    pub restarts: u32,
 }
 
 /// A pod as it is.
 #[derive(Clone, Debug)]
 pub struct PodStatus {
+    policy: RestartPolicy,
     hosts: Vec<IpAddr>,
     start: Timestamp,
     /// The pod's addresses; none before there is a sandbox.
@@ -46,14 +81,16 @@ pub struct PodStatus {
 
 impl PodStatus {
     /// A pod that has just come to its node.
-    pub fn new(hosts: Vec<IpAddr>, containers: &[Container]) -> Self {
+    pub fn new(hosts: Vec<IpAddr>, containers: &[Container], policy: RestartPolicy) -> Self {
         let waiting = |container: &Container| ContainerStatus {
             name: container.name.clone(),
             image: container.image.clone().unwrap_or_default(),
             state: State::Waiting("ContainerCreating", String::new()),
             ready: false,
+            restarts: 0,
         };
         PodStatus {
+            policy,
             hosts,
             start: Timestamp::now(),
             addresses: Vec::new(),
@@ -80,12 +117,13 @@ impl PodStatus {
                 State::Waiting(..) | State::Running(_) => None,
             });
         match codes.collect::<Option<Vec<_>>>() {
+            Some(codes) if codes.iter().any(|&code| self.policy.restarts(code)) => "Running",
             Some(codes) if codes.iter().all(|&code| code == 0) => "Succeeded",
             Some(_) => "Failed",
             None if self
                 .containers
                 .iter()
-                .any(|c| matches!(c.state, State::Waiting(..))) =>
+                .any(|c| c.restarts == 0 && matches!(c.state, State::Waiting(..))) =>
             {
                 "Pending"
             }
@@ -93,17 +131,20 @@ impl PodStatus {
         }
     }
 
-    /// A merge patch of the status subresource. Conditions of others (`PodScheduled`) stay as the
-    /// object has them.
+    /// A strategic merge patch of the status subresource. Conditions of others (`PodScheduled`, and those that
+    /// readiness gates name) stay as they are; the pod is ready once its gates are open
+    /// too.
     pub fn patch(&mut self, pod: &Pod) -> Value {
         let running = |c: &ContainerStatus| matches!(c.state, State::Running(_));
-        let ready = self.containers.iter().all(|c| running(c) && c.ready);
+        let contained = self.containers.iter().all(|c| running(c) && c.ready);
+        let shut = shut_gates(pod);
+        let ready = contained && shut.is_empty();
         let sandbox = !self.addresses.is_empty();
         let now = Timestamp::now();
         for (kind, status) in [
             ("PodReadyToStartContainers", sandbox),
             ("Initialized", true),
-            ("ContainersReady", ready),
+            ("ContainersReady", contained),
             ("Ready", ready),
         ] {
             let entry = self.conditions.entry(kind).or_insert((status, now));
@@ -111,25 +152,25 @@ impl PodStatus {
                 *entry = (status, now);
             }
         }
-        let mut conditions: Vec<Value> = pod
-            .status
-            .iter()
-            .flat_map(|status| status.conditions.iter().flatten())
-            .filter(|condition| !self.conditions.contains_key(condition.type_.as_str()))
-            .map(|condition| json!(condition))
-            .collect();
-        conditions.extend(self.conditions.iter().map(|(kind, (status, since))| {
+        let conditions = self.conditions.iter().map(|(kind, (status, since))| {
             let mut condition = json!({
                 "type": kind,
                 "status": if *status { "True" } else { "False" },
                 "lastTransitionTime": time(*since),
+                "reason": null,
+                "message": null,
             });
-            if !status && matches!(*kind, "Ready" | "ContainersReady") {
+            if !status && *kind == "Ready" && contained {
+                condition["reason"] = json!("ReadinessGatesNotReady");
+                let gates = shut.join(" ");
+                condition["message"] = json!(format!("readiness gates are not open: [{gates}]"));
+            } else if !status && matches!(*kind, "Ready" | "ContainersReady") {
                 condition["reason"] = json!("ContainersNotReady");
                 condition["message"] = json!(self.not_ready());
             }
             condition
-        }));
+        });
+        let conditions: Vec<Value> = conditions.collect();
         let containers: Vec<Value> = self.containers.iter().map(|c| self.container(c)).collect();
         json!({ "status": {
             "phase": self.phase(),
@@ -165,7 +206,7 @@ impl PodStatus {
             "containerID": if self.container_id.is_empty() { String::new() } else { id },
             "ready": running && container.ready,
             "started": running,
-            "restartCount": 0,
+            "restartCount": container.restarts,
             "state": state,
         })
     }
@@ -184,6 +225,20 @@ impl PodStatus {
         let list = format!("containers with unready status: [{}]", names.join(" "));
         why.map_or_else(|| list.clone(), |why| format!("{list}: {why}"))
     }
+}
+
+/// The pod's readiness gates whose conditions are not true.
+pub fn shut_gates(pod: &Pod) -> Vec<&str> {
+    let gates = pod.spec.iter().flat_map(|spec| &spec.readiness_gates);
+    let conditions = || {
+        let status = pod.status.iter();
+        status.flat_map(|status| status.conditions.iter().flatten())
+    };
+    gates
+        .flatten()
+        .map(|gate| gate.condition_type.as_str())
+        .filter(|gate| !conditions().any(|c| c.type_ == *gate && c.status == "True"))
+        .collect()
 }
 
 fn list(addresses: &[IpAddr]) -> Value {
@@ -209,7 +264,45 @@ mod tests {
         PodStatus::new(
             vec!["172.30.0.10".parse().unwrap()],
             &[container("a"), container("b")],
+            RestartPolicy::Never,
         )
+    }
+
+    #[test]
+    fn gates_keep_a_pod_from_being_ready_until_somebody_opens_them() {
+        let pod = |status: &str| -> Pod {
+            serde_json::from_value(json!({
+                "spec": { "containers": [], "readinessGates": [{ "conditionType": "x/y" }] },
+                "status": { "conditions": [{ "type": "x/y", "status": status }] },
+            }))
+            .unwrap()
+        };
+        let mut status = PodStatus::new(Vec::new(), &[], RestartPolicy::Always);
+        let mut ready = |pod: &Pod| {
+            let patch = status.patch(pod);
+            let conditions = patch["status"]["conditions"].as_array().unwrap();
+            let of = |kind: &str| conditions.iter().find(|c| c["type"] == kind).unwrap();
+            [of("ContainersReady"), of("Ready")].map(|c| c["status"] == "True")
+        };
+        assert_eq!(ready(&pod("False")), [true, false]);
+        assert_eq!(ready(&pod("True")), [true, true]);
+    }
+
+    #[test]
+    fn a_pod_that_restarts_its_containers_goes_on() {
+        for (policy, code, phase) in [
+            (RestartPolicy::Always, 0, "Running"),
+            (RestartPolicy::OnFailure, 0, "Succeeded"),
+            (RestartPolicy::OnFailure, 1, "Running"),
+            (RestartPolicy::Never, 1, "Failed"),
+        ] {
+            let mut status = status();
+            status.policy = policy;
+            for container in &mut status.containers {
+                container.state = State::Terminated(code);
+            }
+            assert_eq!(status.phase(), phase, "{policy:?} {code}");
+        }
     }
 
     #[test]
@@ -242,7 +335,7 @@ mod tests {
         let ready = |status: &mut PodStatus| {
             let patch = status.patch(&pod);
             let conditions = patch["status"]["conditions"].as_array().unwrap().clone();
-            assert_eq!(conditions.len(), 5, "{conditions:?}");
+            assert_eq!(conditions.len(), 4, "{conditions:?}");
             let ready = conditions
                 .into_iter()
                 .find(|condition| condition["type"] == "Ready");
