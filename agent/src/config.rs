@@ -189,6 +189,7 @@ impl Config {
                     RoutingMode::Native => Routing::Native,
                 },
                 non_masquerade: args.non_masquerade.iter().map(IpNet::trunc).collect(),
+                ..Settings::default()
             },
             masquerade: masquerade(&args.masquerade, &args.masquerade_ports)?,
             bandwidth: args.bandwidth,

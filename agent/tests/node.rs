@@ -153,6 +153,7 @@ impl Lab {
             internal_ips: addresses.iter().map(|address| ip(address)).collect(),
             pod_cidrs: cidrs.iter().map(|cidr| net(cidr)).collect(),
             labels: BTreeMap::default(),
+            leaving: false,
         };
         self.state.nodes.insert(name.to_owned(), node);
     }

@@ -26,6 +26,7 @@ pub mod diff;
 pub mod family;
 pub mod lookup;
 pub mod model;
+pub mod name;
 pub mod podnet;
 pub mod rules;
 pub mod selector;

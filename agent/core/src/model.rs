@@ -11,10 +11,13 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::selector::{Labels, Selector};
+use crate::{
+    name::Name,
+    selector::{Labels, Selector},
+};
 
 /// Namespace and name of an object.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectKey {
     /// The namespace.
     pub namespace: String,
@@ -93,8 +96,11 @@ impl fmt::Display for Protocol {
     }
 }
 
+/// The label of a node that names its zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
+
 /// A node of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     /// Its name.
     pub name: String,
@@ -105,9 +111,24 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// Its labels.
     pub labels: Labels,
+    /// Whether it is being deleted, or about to be by the cluster autoscaler: load balancers should
+    /// not choose it any more.
+    pub leaving: bool,
 }
 
 impl Node {
+    /// Whether load balancers may choose it.
+    #[must_use]
+    pub const fn eligible(&self) -> bool {
+        !self.leaving
+    }
+
+    /// The zone it is in.
+    #[must_use]
+    pub fn zone(&self) -> Option<&str> {
+        self.labels.get(ZONE).map(String::as_str)
+    }
+
     /// The address at which this node gets what `own` sends through the overlay: of the family that
     /// both have an InternalIP of, rather IPv4. Of the own node itself it is where its tunnels end.
     #[must_use]
@@ -167,6 +188,50 @@ pub struct Namespace {
     pub labels: Labels,
 }
 
+/// How a backend is chosen for a new connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LoadBalancing {
+    /// At random.
+    #[default]
+    Random,
+    /// By the client's address and port, the same on every node.
+    Maglev,
+}
+
+impl LoadBalancing {
+    /// The algorithm of a name, as flags and annotations have it.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "random" => Some(Self::Random),
+            "maglev" => Some(Self::Maglev),
+            _ => None,
+        }
+    }
+}
+
+/// How a backend on another node answers a client from outside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LoadBalancingReturn {
+    /// Through the node that the client talks to, whose address it sees.
+    #[default]
+    Snat,
+    /// By itself, with the service's address.
+    Direct,
+}
+
+impl LoadBalancingReturn {
+    /// The way of a name, as flags and annotations have it.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "snat" => Some(Self::Snat),
+            "direct" => Some(Self::Direct),
+            _ => None,
+        }
+    }
+}
+
 /// One port of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
@@ -176,22 +241,42 @@ pub struct ServicePort {
     pub protocol: Protocol,
     /// The port that clients use.
     pub port: u16,
+    /// The port that every node has for it; 0: none.
+    pub node_port: u16,
 }
 
 /// A service that Weft balances.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
     /// Namespace and name.
     pub key: ObjectKey,
+    /// When it was created, in seconds since 1970: of two that want the same, the older one has it.
+    pub created: i64,
     /// Its cluster addresses, both families. Empty for what no proxy handles: headless and
-    /// `ExternalName` services, and those labelled for another proxy.
+    /// `ExternalName` services, and those labelled for another proxy. It has ports of the nodes and
+    /// other addresses only of the families of these.
     pub cluster_ips: Vec<IpAddr>,
+    /// Addresses that a load balancer has for it and that lead here unchanged.
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// Its `externalIPs`.
+    pub external_ips: Vec<IpAddr>,
     /// Its ports.
     pub ports: Vec<ServicePort>,
     /// `internalTrafficPolicy: Local`.
     pub internal_local: bool,
+    /// `externalTrafficPolicy: Local`.
+    pub external_local: bool,
+    /// The port at which nodes tell how many of its endpoints they have; 0: none.
+    pub health_check_node_port: u16,
+    /// Who may use its load balancers' addresses; `None`: everybody. What could not be understood is
+    /// left out, so that it lets nobody in.
+    pub source_ranges: Option<Vec<IpNet>>,
     /// Duration of `sessionAffinity: ClientIP`, in seconds; 0 without.
     pub affinity_seconds: u32,
+    /// How a backend is chosen; `None`: as the operator decided for all.
+    pub load_balancing: Option<LoadBalancing>,
+    /// How backends answer clients from outside; `None`: as the operator decided for all.
+    pub load_balancing_return: Option<LoadBalancingReturn>,
 }
 
 /// One port of an endpoint slice.
@@ -205,23 +290,49 @@ pub struct SlicePort {
     pub port: u16,
 }
 
+/// Whom an endpoint is meant for, rather than others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// Clients in these zones.
+    pub zones: Vec<Name>,
+    /// Clients on these nodes.
+    pub nodes: Vec<Name>,
+}
+
 /// One endpoint of an endpoint slice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SliceEndpoint {
     /// Its address.
     pub address: IpAddr,
-    /// The node it runs on.
-    pub node: Option<String>,
     /// It takes new connections.
     pub ready: bool,
     /// It would, were it not terminating.
     pub serving: bool,
     /// It is being shut down.
     pub terminating: bool,
+    /// The node it runs on.
+    pub node: Option<Name>,
+    /// Whom it is meant for; most endpoints have none.
+    pub hints: Option<Box<Hints>>,
+}
+
+impl SliceEndpoint {
+    /// An endpoint that is ready, on no known node.
+    #[must_use]
+    pub const fn new(address: IpAddr) -> Self {
+        Self {
+            address,
+            ready: true,
+            serving: true,
+            terminating: false,
+            node: None,
+            hints: None,
+        }
+    }
 }
 
 /// An endpoint slice of a service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointSlice {
     /// Namespace and name.
     pub key: ObjectKey,
@@ -231,6 +342,17 @@ pub struct EndpointSlice {
     pub ports: Vec<SlicePort>,
     /// Endpoints, all of one family.
     pub endpoints: Vec<SliceEndpoint>,
+    /// When what the slice tells last happened, in microseconds since 1970.
+    pub triggered: Option<i64>,
+}
+
+/// Networks that cluster addresses are taken from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceCidr {
+    /// Its name.
+    pub name: String,
+    /// The networks; host bits are zero.
+    pub cidrs: Vec<IpNet>,
 }
 
 /// A network policy.
@@ -400,6 +522,41 @@ pub enum Routing {
     Native,
 }
 
+/// The addresses at which this node has the NodePorts; of those of its own that are not loopback.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// Every one.
+    #[default]
+    All,
+    /// The first InternalIP of each family.
+    Primary,
+    /// Those in these networks; all of a family that none of the networks is of.
+    Cidrs(Vec<IpNet>),
+}
+
+impl NodePortAddresses {
+    /// Whether NodePorts are at this address of `own`, this node.
+    #[must_use]
+    pub fn contain(&self, address: IpAddr, own: Option<&Node>) -> bool {
+        let same_family = |other: IpAddr| other.is_ipv4() == address.is_ipv4();
+        if address.is_loopback() {
+            return false;
+        }
+        match self {
+            Self::All => true,
+            Self::Primary => {
+                let mut internal = own.into_iter().flat_map(|own| &own.internal_ips);
+                internal.find(|ip| same_family(**ip)) == Some(&address)
+            }
+            Self::Cidrs(cidrs) => {
+                let mut of_family = cidrs.iter().filter(|cidr| same_family(cidr.addr()));
+                let mut rest = of_family.clone();
+                rest.next().is_none() || of_family.any(|cidr| cidr.contains(&address))
+            }
+        }
+    }
+}
+
 /// What the operator decided for this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
@@ -407,6 +564,12 @@ pub struct Settings {
     pub routing: Routing,
     /// Networks that pods talk to with their own addresses, besides those of pods and nodes.
     pub non_masquerade: Vec<IpNet>,
+    /// How backends are chosen, of services that do not say.
+    pub load_balancing: LoadBalancing,
+    /// How backends answer clients from outside, of services that do not say.
+    pub load_balancing_return: LoadBalancingReturn,
+    /// Where this node has the NodePorts.
+    pub nodeport_addresses: NodePortAddresses,
 }
 
 /// Everything the compiler reads.
@@ -429,6 +592,8 @@ pub struct ClusterState {
     pub services: BTreeMap<ObjectKey, Service>,
     /// All endpoint slices.
     pub slices: BTreeMap<ObjectKey, EndpointSlice>,
+    /// All networks of cluster addresses.
+    pub service_cidrs: BTreeMap<String, ServiceCidr>,
     /// All network policies.
     pub policies: BTreeMap<ObjectKey, NetworkPolicy>,
     /// The interfaces of this node's pods, by container id.

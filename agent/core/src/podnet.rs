@@ -151,6 +151,7 @@ mod tests {
                 .map(|cidr| cidr.parse().expect("a network"))
                 .collect(),
             labels: Default::default(),
+            leaving: false,
         }
     }
 

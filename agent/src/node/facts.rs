@@ -65,6 +65,7 @@ impl NodeFacts {
             internal_ips: self.addresses(),
             pod_cidrs: self.pod_cidrs.clone(),
             labels: Default::default(),
+            leaving: false,
         }
     }
 }

@@ -93,6 +93,7 @@ mod tests {
             internal_ips: addresses.iter().map(|a| a.parse().expect("one")).collect(),
             pod_cidrs: cidrs.iter().map(|c| c.parse().expect("one")).collect(),
             labels: Default::default(),
+            leaving: false,
         };
         (name.to_owned(), node)
     }

@@ -523,9 +523,9 @@ mod tests {
                 name: String::new(),
                 protocol: Protocol::Tcp,
                 port: 80,
+                node_port: 0,
             }],
-            internal_local: false,
-            affinity_seconds: 0,
+            ..Service::default()
         };
         state.services.insert(service.key.clone(), service);
         let desired = compile(&state);

@@ -38,6 +38,7 @@ pub(super) fn mk_state() -> ClusterState {
             internal_ips: vec![ip(address)],
             pod_cidrs: vec![cidr.parse().expect("a network")],
             labels: [].into(),
+            leaving: false,
         };
         state.nodes.insert(node.name.clone(), node);
     }

@@ -26,7 +26,7 @@ pub use self::{
     node::node,
     pod::{namespace, pod},
     policy::network_policy,
-    service::service,
+    service::{service, service_cidr},
     slice::endpoint_slice,
 };
 use crate::model::{ObjectKey, Protocol, Warning};

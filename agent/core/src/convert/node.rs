@@ -8,6 +8,9 @@ use k8s_openapi::api::core::v1;
 use super::{Context, ConvertError, Converted, net};
 use crate::model::Node;
 
+/// Taint of a node that the cluster autoscaler is about to delete.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+
 /// Converts a node.
 ///
 /// # Errors
@@ -17,11 +20,16 @@ pub fn node(object: &v1::Node) -> Result<Converted<Node>, ConvertError> {
     let internal_ips = internal_ips(&mut context, object);
     let pod_cidrs = pod_cidrs(&mut context, object);
     let labels = object.metadata.labels.clone().unwrap_or_default();
+    let spec = object.spec.iter();
+    let mut taints = spec.flat_map(|spec| spec.taints.iter().flatten());
+    let leaving = object.metadata.deletion_timestamp.is_some()
+        || taints.any(|taint| taint.key == TO_BE_DELETED);
     Ok(context.done(Node {
         name,
         internal_ips,
         pod_cidrs,
         labels,
+        leaving,
     }))
 }
 

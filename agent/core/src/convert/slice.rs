@@ -1,14 +1,20 @@
 //! Endpoint slices.
 
-use k8s_openapi::api::discovery::v1;
+use k8s_openapi::{api::discovery::v1, jiff::Timestamp};
 
 use super::{Context, ConvertError, Converted, net};
-use crate::model::{EndpointSlice, SliceEndpoint, SlicePort};
+use crate::{
+    model::{EndpointSlice, Hints, SliceEndpoint, SlicePort},
+    name::Name,
+};
 
 /// Label that names the service of a slice.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Label of the slices of headless services, which no proxy handles.
 const HEADLESS: &str = "service.kubernetes.io/headless";
+
+/// Annotation that says when what the slice tells happened.
+const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// Converts an endpoint slice. One that no proxy handles (no service, a headless one, host names
 /// instead of addresses) has no service and no endpoints.
@@ -39,12 +45,9 @@ pub fn endpoint_slice(
         }
     };
     let (Some(ipv4), Some(service), None) = (ipv4, service, label(HEADLESS)) else {
-        let (ports, endpoints) = (Vec::new(), Vec::new());
         return Ok(context.done(EndpointSlice {
             key,
-            service: None,
-            ports,
-            endpoints,
+            ..EndpointSlice::default()
         }));
     };
     let ports = ports(&mut context, object);
@@ -53,11 +56,16 @@ pub fn endpoint_slice(
         .iter()
         .filter_map(|endpoint| self::endpoint(&mut context, endpoint, ipv4))
         .collect();
+    let annotations = object.metadata.annotations.as_ref();
+    let triggered = annotations
+        .and_then(|annotations| annotations.get(TRIGGERED)?.parse::<Timestamp>().ok())
+        .map(Timestamp::as_microsecond);
     Ok(context.done(EndpointSlice {
         key,
         service: Some(service),
         ports,
         endpoints,
+        triggered,
     }))
 }
 
@@ -99,7 +107,6 @@ fn endpoint(context: &mut Context, endpoint: &v1::Endpoint, ipv4: bool) -> Optio
         .unwrap_or(true);
     Some(SliceEndpoint {
         address,
-        node: endpoint.node_name.clone().filter(|name| !name.is_empty()),
         ready,
         serving: conditions
             .and_then(|conditions| conditions.serving)
@@ -107,5 +114,21 @@ fn endpoint(context: &mut Context, endpoint: &v1::Endpoint, ipv4: bool) -> Optio
         terminating: conditions
             .and_then(|conditions| conditions.terminating)
             .unwrap_or(false),
+        node: name(endpoint.node_name.as_deref().unwrap_or_default()),
+        hints: endpoint.hints.as_ref().and_then(hints),
     })
+}
+
+fn name(text: &str) -> Option<Name> {
+    (!text.is_empty()).then(|| text.into())
+}
+
+fn hints(hints: &v1::EndpointHints) -> Option<Box<Hints>> {
+    let zones = hints.for_zones.iter().flatten();
+    let nodes = hints.for_nodes.iter().flatten();
+    let hints = Hints {
+        zones: zones.filter_map(|zone| name(&zone.name)).collect(),
+        nodes: nodes.filter_map(|node| name(&node.name)).collect(),
+    };
+    (hints != Hints::default()).then(|| Box::new(hints))
 }

@@ -71,13 +71,14 @@ fn slice_endpoint() -> impl Strategy<Value = SliceEndpoint> {
             } else {
                 ip(&format!("fd00::{last}"))
             };
-            let node = Some(node.to_owned());
+            let node = Some(node.into());
             SliceEndpoint {
                 address,
-                node,
                 ready,
                 serving,
                 terminating,
+                node,
+                hints: None,
             }
         })
 }
@@ -91,6 +92,7 @@ fn services() -> impl Strategy<Value = ClusterState> {
                 name: name.to_owned(),
                 protocol: Protocol::Tcp,
                 port,
+                node_port: 0,
             };
             let mut ports = vec![port("http", 80)];
             ports.extend(more.then(|| port("admin", 81)));
@@ -100,6 +102,7 @@ fn services() -> impl Strategy<Value = ClusterState> {
                 ports,
                 internal_local,
                 affinity_seconds,
+                ..Service::default()
             }
         },
     );
@@ -115,6 +118,7 @@ fn services() -> impl Strategy<Value = ClusterState> {
                 })
                 .to_vec(),
             endpoints,
+            triggered: None,
         },
     );
     (vec(service, 0..3), vec(slice, 0..4)).prop_map(|(services, slices)| ClusterState {

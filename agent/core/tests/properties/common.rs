@@ -241,6 +241,7 @@ fn node(index: usize, families: &[bool]) -> Node {
             format!("fd00:0:0:{index}::/64").parse().expect("a network"),
         ],
         labels: Labels::new(),
+        leaving: false,
     }
 }
 
@@ -275,6 +276,7 @@ fn settings() -> impl Strategy<Value = Settings> {
     (routing, networks()).prop_map(|(routing, non_masquerade)| Settings {
         routing,
         non_masquerade,
+        ..Settings::default()
     })
 }
 
