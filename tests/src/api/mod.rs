@@ -16,6 +16,7 @@
 
 mod decode;
 mod defaults;
+mod events;
 mod faults;
 mod http;
 pub mod object;

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::events::v1::Event as NewEvent;
 use k8s_openapi::api::networking::v1::{IPAddress, NetworkPolicy, ServiceCIDR};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use serde_json::Value;
@@ -226,6 +227,20 @@ pub static EVENTS: Resource = Resource {
     ..BASE
 };
 
+/// Events again: the API of those who record them.
+pub static NEW_EVENTS: Resource = Resource {
+    group: "events.k8s.io",
+    plural: "events",
+    singular: "event",
+    kind: "Event",
+    short_names: &["ev"],
+    fields: &["reason", "reportingController", "type"],
+    decode: decode::typed::<NewEvent>,
+    validate: validate::new_event,
+    columns: table::NEW_EVENT,
+    ..BASE
+};
+
 /// Endpoint slices.
 pub static ENDPOINTSLICES: Resource = Resource {
     group: "discovery.k8s.io",
@@ -428,6 +443,7 @@ pub static ALL: &[&Resource] = &[
     &ROLES,
     &ROLEBINDINGS,
     &LEASES,
+    &NEW_EVENTS,
 ];
 
 impl Resource {

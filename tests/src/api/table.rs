@@ -374,7 +374,10 @@ pub const SERVICEACCOUNT: &[Column] = &[number("Secrets", |account| {
 
 /// Events.
 pub const EVENT: &[Column] = &[
-    column("Last Seen", |event| since(text(event, "/lastTimestamp"))),
+    column("Last Seen", |event| match text(event, "/lastTimestamp") {
+        "" => since(text(event, "/eventTime")),
+        last => since(last),
+    }),
     column("Type", |event| text_or(event, "/type", "")),
     column("Reason", |event| text_or(event, "/reason", "")),
     column("Object", |event| {
@@ -382,6 +385,18 @@ pub const EVENT: &[Column] = &[
         format!("{kind}/{}", text(event, "/involvedObject/name")).into()
     }),
     column("Message", |event| text_or(event, "/message", "")),
+];
+
+/// Events in their new form.
+pub const NEW_EVENT: &[Column] = &[
+    column("Last Seen", |event| since(text(event, "/eventTime"))),
+    column("Type", |event| text_or(event, "/type", "")),
+    column("Reason", |event| text_or(event, "/reason", "")),
+    column("Object", |event| {
+        let kind = text(event, "/regarding/kind").to_lowercase();
+        format!("{kind}/{}", text(event, "/regarding/name")).into()
+    }),
+    column("Message", |event| text_or(event, "/note", "")),
 ];
 
 /// Endpoint slices.

@@ -235,3 +235,33 @@ async fn load_balancers_have_an_address_of_each_family_while_they_are_such() {
         ["a", "b", "c"]
     );
 }
+
+#[tokio::test]
+async fn events_are_the_same_in_both_of_their_apis() {
+    use k8s_openapi::api::core::v1::Event as OldEvent;
+    use k8s_openapi::api::events::v1::Event;
+
+    let cluster = Cluster::start();
+    let client = cluster.client();
+    let new: Api<Event> = Api::namespaced(client.clone(), "default");
+    let old: Api<OldEvent> = Api::namespaced(client, "default");
+    let mut event = json!({
+        "metadata": { "name": "e" },
+        "eventTime": "2026-01-01T00:00:00.000000Z",
+        "regarding": { "kind": "Service", "namespace": "default", "name": "s" },
+        "note": "no port", "reason": "Failed", "action": "Listen", "type": "Warning",
+        "reportingController": "weft", "reportingInstance": "node1",
+    });
+    let object: Event = serde_json::from_value(event.clone()).unwrap();
+    new.create(&PostParams::default(), &object).await.unwrap();
+    let seen = old.get("e").await.unwrap();
+    assert_eq!(seen.message.as_deref(), Some("no port"));
+    assert_eq!(seen.involved_object.name.as_deref(), Some("s"));
+    let warnings = ListParams::default().fields("involvedObject.name=s,type=Warning");
+    assert_eq!(old.list(&warnings).await.unwrap().items.len(), 1);
+    old.delete("e", &DeleteParams::default()).await.unwrap();
+    assert_eq!(code(new.get("e").await), 404);
+    event.as_object_mut().unwrap().remove("action");
+    let object: Event = serde_json::from_value(event).unwrap();
+    assert_eq!(code(new.create(&PostParams::default(), &object).await), 422);
+}

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::Registry;
 use super::read::ListOptions;
 use super::write::{Part, WriteOptions, Written, is_finalized};
+use crate::api::events;
 use crate::api::object::{self, text};
 use crate::api::resources::{NAMESPACES, PODS, Resource, SERVICES};
 use crate::api::services;
@@ -197,6 +198,7 @@ impl Registry {
         let object = transaction
             .remove(key)
             .ok_or_else(|| Status::not_found(key.resource, &key.name))?;
+        events::follow(transaction, key, None);
         if *key.resource == SERVICES {
             self.services().release(&object);
             services::follow(transaction, Some(&object), None);

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::Registry;
 use crate::api::decode::{FieldValidation, decode};
+use crate::api::events;
 use crate::api::object::{self, at, text};
 use crate::api::patch::apply::{self, Operation, Writer};
 use crate::api::patch::{Patch, strategic};
@@ -325,7 +326,9 @@ impl Registry {
         let object = if options.dry_run {
             object.into()
         } else {
-            transaction.put(key, object)
+            let object = transaction.put(key.clone(), object);
+            events::follow(transaction, &key, Some(&object));
+            object
         };
         Ok(Written {
             object,
@@ -402,7 +405,9 @@ impl Registry {
             transaction.put(key.clone(), new);
             self.forget(transaction, key)?
         } else {
-            transaction.put(key.clone(), new)
+            let object = transaction.put(key.clone(), new);
+            events::follow(transaction, key, Some(&object));
+            object
         };
         Ok(Written {
             object,

@@ -70,6 +70,31 @@ impl NameRule {
     }
 }
 
+/// Events of the new API: who reports what was done, and what came of it.
+pub fn new_event(event: &Value, causes: &mut Vec<Cause>) {
+    for field in [
+        "eventTime",
+        "reportingController",
+        "reportingInstance",
+        "action",
+        "reason",
+    ] {
+        if text(event, &format!("/{field}")).is_empty() {
+            causes.push(Cause::required(field, ""));
+        }
+    }
+    one_of(
+        &event["type"],
+        &["Normal", "Warning"],
+        "type".to_owned(),
+        causes,
+    );
+    if text(event, "/note").len() > 1024 {
+        let why = "can have at most 1024 characters";
+        causes.push(Cause::invalid("note", &event["note"], why));
+    }
+}
+
 /// Name, labels and annotations of any object.
 pub fn metadata(object: &Value, names: NameRule, causes: &mut Vec<Cause>) {
     let name = text(object, "/metadata/name");
