@@ -115,6 +115,25 @@ pub struct RunArgs {
         value_delimiter = ','
     )]
     pub non_masquerade: Vec<IpNet>,
+    /// How a backend is chosen for a new connection, of services without the annotation
+    /// `weft.dev/load-balancing`.
+    #[arg(long, env = "WEFT_LOAD_BALANCING", value_enum,
+        default_value_t = LoadBalancingMode::Random)]
+    pub load_balancing: LoadBalancingMode,
+    /// How a backend on another node answers clients from outside, of services without the annotation
+    /// `weft.dev/load-balancing-return`: through this node, whose address it sees, or by itself. The
+    /// latter needs the overlay, and a network that lets nodes send with a service's address.
+    #[arg(long, env = "WEFT_LOAD_BALANCING_RETURN", value_enum, default_value_t = ReturnMode::Snat)]
+    pub load_balancing_return: ReturnMode,
+    /// Where this node has the NodePorts: `all` of its addresses, the `primary` ones of its Node object,
+    /// or those in some networks.
+    #[arg(
+        long,
+        env = "WEFT_NODEPORT_ADDRESSES",
+        value_delimiter = ',',
+        default_value = "all"
+    )]
+    pub nodeport_addresses: Vec<String>,
     /// The source ports of masqueraded packets. What of them the node's own sockets would pick by
     /// themselves is reserved (net.ipv4.ip_local_reserved_ports).
     #[arg(
@@ -177,6 +196,24 @@ pub enum RoutingMode {
     Vxlan,
     /// By routes: this agent's to nodes on the same link, the underlay's to all others.
     Native,
+}
+
+/// How a backend is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LoadBalancingMode {
+    /// At random.
+    Random,
+    /// By the client's address and port, the same on every node; few clients move when a backend goes.
+    Maglev,
+}
+
+/// How a backend on another node answers clients from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReturnMode {
+    /// Through the node that the client talks to.
+    Snat,
+    /// By itself.
+    Direct,
 }
 
 /// What is masqueraded.

@@ -11,9 +11,12 @@ use ipnet::IpNet;
 use thiserror::Error;
 use weft_abi::config::{CONFIG_MASQUERADE_V4, CONFIG_MASQUERADE_V6};
 use weft_abi::{ABI_VERSION, maps};
-use weft_core::model::{Routing, Settings};
+use weft_core::model::{LoadBalancing, LoadBalancingReturn, NodePortAddresses, Routing, Settings};
 
-use crate::cli::{AttachMode, BandwidthMode, MasqueradeFamily, RoutingMode, RunArgs};
+use crate::cli::{
+    AttachMode, BandwidthMode, LoadBalancingMode, MasqueradeFamily, ReturnMode, RoutingMode,
+    RunArgs,
+};
 
 /// The smallest MTU of pod interfaces: what every IPv4 host must take.
 pub const MTU_MIN: u32 = 576;
@@ -129,6 +132,9 @@ pub enum ConfigError {
     /// `none` beside a family.
     #[error("--masquerade: give families, or none")]
     Masquerade,
+    /// Neither a word that is known nor networks.
+    #[error("--nodeport-addresses {0:?}: give `all`, `primary`, or networks as in 192.0.2.0/24")]
+    NodePortAddresses(String),
     /// The ports make no range.
     #[error("--masquerade-ports {0:?}: give FIRST-LAST, with 1 <= FIRST <= LAST <= 65535")]
     MasqueradePorts(String),
@@ -189,7 +195,15 @@ impl Config {
                     RoutingMode::Native => Routing::Native,
                 },
                 non_masquerade: args.non_masquerade.iter().map(IpNet::trunc).collect(),
-                ..Settings::default()
+                load_balancing: match args.load_balancing {
+                    LoadBalancingMode::Random => LoadBalancing::Random,
+                    LoadBalancingMode::Maglev => LoadBalancing::Maglev,
+                },
+                load_balancing_return: match args.load_balancing_return {
+                    ReturnMode::Snat => LoadBalancingReturn::Snat,
+                    ReturnMode::Direct => LoadBalancingReturn::Direct,
+                },
+                nodeport_addresses: nodeport_addresses(&args.nodeport_addresses)?,
             },
             masquerade: masquerade(&args.masquerade, &args.masquerade_ports)?,
             bandwidth: args.bandwidth,
@@ -286,6 +300,24 @@ fn masquerade(families: &[MasqueradeFamily], ports: &str) -> Result<Masquerade, 
         first_port,
         last_port,
     })
+}
+
+fn nodeport_addresses(given: &[String]) -> Result<NodePortAddresses, ConfigError> {
+    let given: Vec<_> = given.iter().map(|text| text.trim()).collect();
+    match given.as_slice() {
+        [] | ["" | "all"] => Ok(NodePortAddresses::All),
+        ["primary"] => Ok(NodePortAddresses::Primary),
+        cidrs => {
+            let parse = |text: &&str| {
+                let bad = || ConfigError::NodePortAddresses((*text).to_owned());
+                text.parse::<IpNet>()
+                    .map(|cidr| cidr.trunc())
+                    .map_err(|_| bad())
+            };
+            let cidrs: Result<Vec<_>, _> = cidrs.iter().map(parse).collect();
+            Ok(NodePortAddresses::Cidrs(cidrs?))
+        }
+    }
 }
 
 fn parse_ports(text: &str) -> Option<(u16, u16)> {

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use tracing::info;
 use weft_abi::addr::{Addr4, Addr6};
 use weft_abi::config::{CONFIG_DEPARTURE_TIME, Config as DatapathConfig};
-use weft_core::family::underlay;
+use weft_core::family::{Address as _, underlay};
 
 use super::maps::Maps;
 use super::shared::Shared;
@@ -52,6 +52,7 @@ impl Constants {
         } else {
             0
         };
+        let own = network.facts.addresses();
         let wanted = DatapathConfig {
             epoch: maps.config.epoch,
             overlay_ifindex: network.overlay,
@@ -67,9 +68,15 @@ impl Constants {
             flags: masquerade.flags() | departure_times,
             masquerade_first: masquerade.first_port,
             masquerade_ports: masquerade.ports(),
-            node_v4: Addr4::default(),
+            node_v4: own
+                .iter()
+                .find_map(|ip| Addr4::from_ip(*ip))
+                .unwrap_or_default(),
             netns_cookie: self.netns_cookie,
-            node_v6: Addr6::default(),
+            node_v6: own
+                .iter()
+                .find_map(|ip| Addr6::from_ip(*ip))
+                .unwrap_or_default(),
         };
         // Until the cluster is known, the maps are an earlier agent's, and so is what fits to them:
         // the way through the overlay, or without it.
