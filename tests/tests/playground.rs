@@ -73,6 +73,11 @@ fn host_network_pods_run_answer_and_go() {
         &["connect", "http", "172.30.0.1:6443", "--path", "/version"],
     );
     assert!(api.unwrap().status.success());
+    let family = Family::V4;
+    let published = playground.cluster_ip("default", "kubernetes", family);
+    assert_eq!(published.unwrap().to_string(), "10.96.0.1");
+    let endpoints = playground.endpoints("default", "kubernetes", family);
+    assert_eq!(endpoints.unwrap()[0].addresses, ["172.30.0.1"]);
 
     playground.delete_pod("system", "web").unwrap();
     let refused = playground

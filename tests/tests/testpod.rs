@@ -452,3 +452,23 @@ fn a_persistent_stream_outlives_its_servers_and_names_them() {
     assert_eq!(report["servers"], serde_json::json!(["one", "two"]));
     assert_eq!(report["error"], serde_json::Value::Null, "{report}");
 }
+
+#[test]
+fn sctp_is_answered_with_both_ends_names_and_never_elsewhere() {
+    let mut place = Place::new("sctp");
+    place.serve(&["--sctp", "9"]);
+    for (target, source, seen) in [
+        ("127.0.0.1:9", "127.0.0.2", "pod1 127.0.0.2:4711"),
+        ("[::1]:9", "::1", "pod1 [::1]:4711"),
+    ] {
+        let args = ["connect", "sctp", target, "--source-port", "4711"];
+        assert_eq!(
+            place.says(&[&args[..], &["--source", source]].concat()),
+            seen
+        );
+    }
+    let other = place.run(&["connect", "sctp", "127.0.0.1:8", "--timeout", "0.2"]);
+    assert_eq!(other.status.code(), Some(11), "{other:?}");
+    let report = place.report(&["count", "sctp", "127.0.0.1:9", "--count", "3"]);
+    assert_eq!(report["servers"], serde_json::json!({ "pod1": 3 }));
+}

@@ -239,6 +239,8 @@ impl Playground {
             ..ServiceRanges::default()
         };
         let api = ApiServer::start_with(listeners, &ranges).context("starting the API server")?;
+        services::publish_api(api.registry(), &ranges.cidrs, API_PORT)
+            .context("publishing the API server")?;
         let url = format!("http://{address}");
         let own = cleanup::dir(&self.id).join("kubeconfig");
         fs::write(&own, kubeconfig(&url)).with_context(|| format!("writing {}", own.display()))?;

@@ -3,15 +3,53 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, bail};
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
-use super::families::Family;
+use super::families::{Family, NODES, ROUTER};
 use super::wait::{PATIENCE, wait};
 use super::{Playground, until};
+use crate::api::Registry;
+use crate::api::registry::WriteOptions;
+use crate::api::resources::{ENDPOINTSLICES, SERVICES};
+
+/// Publishes the API server as the Service `default/kubernetes`, as it does itself in a cluster: at the
+/// first address of the first range, with an EndpointSlice of its own.
+pub(super) fn publish_api(registry: &Registry, ranges: &[IpNet], port: u16) -> Result<()> {
+    let range = ranges.first().context("there are no service ranges")?;
+    let family = Family::of(range.addr());
+    let address = range.hosts().find(|address| *address != range.network());
+    let options = WriteOptions::by("kube-apiserver");
+    let service = json!({
+        "metadata": {
+            "name": "kubernetes",
+            "labels": { "component": "apiserver", "provider": "kubernetes" },
+        },
+        "spec": {
+            "clusterIP": address,
+            "ports": [{ "name": "https", "port": 443, "targetPort": port }],
+        },
+    });
+    registry.create(&SERVICES, "default", service, &options)?;
+    let slice = json!({
+        "metadata": {
+            "name": "kubernetes",
+            "labels": { "kubernetes.io/service-name": "kubernetes" },
+        },
+        "addressType": family.name(),
+        "ports": [{ "name": "https", "port": port, "protocol": "TCP" }],
+        "endpoints": [{
+            "addresses": [NODES.host(family, ROUTER)],
+            "conditions": { "ready": true },
+        }],
+    });
+    registry.create(&ENDPOINTSLICES, "default", slice, &options)?;
+    Ok(())
+}
 
 impl Playground {
     /// A Service as it is.

@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-use crate::{ConnectArgs, Protocol, options};
+use crate::{ConnectArgs, Protocol, options, sctp};
 
 /// The longest answer that is read, in bytes.
 const MAX_ANSWER: u64 = 1 << 20;
@@ -20,6 +20,7 @@ pub async fn run(args: &ConnectArgs) -> Result<ExitCode> {
         Protocol::Tcp => timeout(args.timeout, tcp(args)).await,
         Protocol::Udp => timeout(args.timeout, udp(args)).await,
         Protocol::Http => timeout(args.timeout, http(args)).await,
+        Protocol::Sctp => Ok(sctp::connect(args)),
     };
     println!("{}", answer??.trim_end());
     Ok(ExitCode::SUCCESS)

@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::outcome::Outcome;
-use crate::{ConnectArgs, CountArgs, Protocol, connect};
+use crate::{ConnectArgs, CountArgs, Protocol, connect, sctp};
 
 /// What became of the connections.
 #[derive(Default, Serialize)]
@@ -76,6 +76,7 @@ async fn answer(args: &ConnectArgs) -> Result<(String, Option<IpAddr>)> {
         Protocol::Tcp => timeout(args.timeout, connect::tcp(args)).await,
         Protocol::Udp => timeout(args.timeout, connect::udp(args)).await,
         Protocol::Http => timeout(args.timeout, connect::http(args)).await,
+        Protocol::Sctp => Ok(sctp::connect(args)),
     }??;
     let mut words = answer.split_whitespace();
     let server = words.next().context("the answer has no words")?.to_owned();

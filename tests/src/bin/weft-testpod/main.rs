@@ -19,6 +19,7 @@ mod options;
 mod outcome;
 mod path_mtu;
 mod ping;
+mod sctp;
 mod serve;
 mod stream;
 mod trace;
@@ -70,6 +71,9 @@ struct ServeArgs {
     /// Ports for UDP: each datagram is sent back with the name and the client's address before it.
     #[arg(long, value_delimiter = ',')]
     udp: Vec<u16>,
+    /// Ports for SCTP: an INIT is answered, and the answer says the name and the client's address.
+    #[arg(long, value_delimiter = ',')]
+    sctp: Vec<u16>,
     /// Ports for `bulk`, TCP and UDP both.
     #[arg(long, value_delimiter = ',')]
     bulk: Vec<u16>,
@@ -96,6 +100,8 @@ enum Protocol {
     Udp,
     /// GET, and print the body.
     Http,
+    /// Send an INIT, and print what its answer says.
+    Sctp,
 }
 
 #[derive(Args)]

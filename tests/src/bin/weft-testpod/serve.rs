@@ -19,16 +19,16 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
 
-use crate::{ServeArgs, bulk, options};
+use crate::{ServeArgs, bulk, options, sctp};
 
 /// What /readyz says.
 static READY: AtomicBool = AtomicBool::new(true);
 
 /// Serves until a signal.
 pub async fn run(args: &ServeArgs) -> Result<ExitCode> {
-    let ports = [&args.http, &args.tcp, &args.udp, &args.bulk];
+    let ports = [&args.http, &args.tcp, &args.udp, &args.sctp, &args.bulk];
     if ports.iter().all(|ports| ports.is_empty()) {
-        bail!("nothing to serve: give at least one of --http, --tcp, --udp and --bulk");
+        bail!("nothing to serve: give at least one of --http, --tcp, --udp, --sctp and --bulk");
     }
     options::allow_many_sockets()?;
     READY.store(!args.unready, Ordering::Relaxed);
@@ -51,6 +51,7 @@ pub async fn run(args: &ServeArgs) -> Result<ExitCode> {
             servers.spawn_local(bulk::serve_udp(bind(target).await?, Rc::clone(&name)));
         }
     }
+    sctp::serve(args)?;
     println!("serving");
     let end = async {
         let told = terminated().await;

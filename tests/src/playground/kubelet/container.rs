@@ -74,6 +74,7 @@ fn default_arguments(container: &Container) -> Vec<String> {
         match port.protocol.as_deref() {
             Some("UDP") => arguments.push(format!("--udp={}", port.container_port)),
             Some("TCP") | None => arguments.push(format!("--http={}", port.container_port)),
+            Some("SCTP") => arguments.push(format!("--sctp={}", port.container_port)),
             Some(_) => {}
         }
     }
@@ -185,7 +186,10 @@ mod tests {
             {"containerPort": 443, "protocol": "TCP"}, {"containerPort": 9, "protocol": "SCTP"},
         ]);
         let served = arguments_of(json!({"name": "a", "ports": ports})).unwrap();
-        assert_eq!(served, ["serve", "--http=80", "--udp=53", "--http=443"]);
+        assert_eq!(
+            served,
+            ["serve", "--http=80", "--udp=53", "--http=443", "--sctp=9"]
+        );
         assert_eq!(arguments_of(json!({"name": "a"})).unwrap(), ["pause"]);
     }
 }
