@@ -362,7 +362,10 @@ mod tests {
     #[test]
     fn defaults_are_a_cluster_node() {
         let config = config(&[]).expect("valid");
-        assert_eq!(config.map_dir(), Path::new("/sys/fs/bpf/weft/v2"));
+        assert_eq!(
+            config.map_dir(),
+            Path::new(&format!("/sys/fs/bpf/weft/v{ABI_VERSION}"))
+        );
         assert_eq!(config.cni_socket(), Path::new("/run/weft/cni.sock"));
         assert_eq!(
             config.cni_queue(),

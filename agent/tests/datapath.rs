@@ -37,7 +37,7 @@ struct Bpffs {
 impl Bpffs {
     fn options(&self) -> Options {
         Options {
-            map_dir: self.root.join("weft/v2"),
+            map_dir: self.root.join(format!("weft/v{}", weft_abi::ABI_VERSION)),
             // What is preallocated is kept small.
             capacities: BTreeMap::from([("flows4", 64), ("flows6", 64), ("endpoints4", 2)]),
             trace: false,

@@ -161,7 +161,9 @@ fn a_kept_demonstration_stays_until_it_is_removed() {
     assert!(text.contains(&format!("export KUBECONFIG={}", kubeconfig.display())));
     assert!(kubeconfig.is_file());
     for node in ["node1", "node2"] {
-        let pins = cleanup::dir(&demo.id).join(node).join("bpf/weft/v2");
+        let pins = cleanup::dir(&demo.id)
+            .join(node)
+            .join(format!("bpf/weft/v{}", weft_abi::ABI_VERSION));
         assert!(text.contains(&format!("pins: {}", pins.display())));
         assert!(Path::new(&pins).join("flows4").exists());
     }

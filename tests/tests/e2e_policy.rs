@@ -358,7 +358,11 @@ fn bpftool_prints_every_pinned_map_with_named_fields() {
     );
     playground.apply(&deny).unwrap();
     wait_reached_by(&playground, &[]);
-    let pins = playground.node("node1").unwrap().bpf_dir().join("weft/v2");
+    let pins = playground
+        .node("node1")
+        .unwrap()
+        .bpf_dir()
+        .join(format!("weft/v{}", weft_abi::ABI_VERSION));
     for (map, field) in [
         ("config", "epoch"),
         ("flows4", "last_seen"),

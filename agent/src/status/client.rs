@@ -83,13 +83,7 @@ fn render(query: Query, answer: &Value) -> String {
             &["SERVICE", "FRONTEND", "PROTOCOL", "LOCAL", "BACKENDS"],
             rows(
                 &answer["services"],
-                &[
-                    "service",
-                    "frontend",
-                    "protocol",
-                    "local_only",
-                    "backends",
-                ],
+                &["service", "frontend", "protocol", "local_only", "backends"],
             ),
         ),
         Query::Policy => policy(answer),
