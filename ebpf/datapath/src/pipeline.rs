@@ -169,7 +169,7 @@ fn arrived_right<A, const POINT: u8>(
         POINT_TO_CONTAINER => side.hop == HOP_HOST,
         POINT_FROM_OVERLAY => {
             (side.hop == HOP_TUNNEL || flow.flags & FLOW_DIRECT_RETURN != 0)
-                && tunnel::is_from(skb, config, &side.tunnel)?
+                && tunnel::is_from(skb, config, &side.tunnel, packet.has(LATER))?
         }
         // Any uplink: routers may send the two directions by different ways.
         POINT_FROM_NETDEV => side.hop == HOP_UPLINK,

@@ -29,7 +29,11 @@ const ZERO_CHECKSUM: u64 = 2;
 /// Time to live of overlay packets on the underlay.
 const TTL: u8 = 64;
 
-/// The underlay address of the node that sent this overlay packet.
+/// Nobody's address.
+const NOBODY: Addr6 = Addr6::new([0; 16]);
+
+/// The underlay address of the node that sent this overlay packet; [`NOBODY`] if no node did: it was
+/// put here by this node itself.
 #[inline(always)]
 pub fn remote(skb: &Skb, config: &Config) -> Result<Addr6, Drop> {
     let mut key = skb::zeroed::<bpf_tunnel_key>();
@@ -39,7 +43,10 @@ pub fn remote(skb: &Skb, config: &Config) -> Result<Addr6, Drop> {
     // SAFETY: as above.
     let known = v4
         || unsafe { bpf_skb_get_tunnel_key(skb.raw(), &raw mut key, KEY_SIZE, UNDERLAY_V6) } == 0;
-    if !known || key.tunnel_id != config.vni {
+    if !known {
+        return Ok(NOBODY);
+    }
+    if key.tunnel_id != config.vni {
         return Err(Drop::because(DropReason::UnknownTunnel));
     }
     if v4 {
@@ -53,10 +60,16 @@ pub fn remote(skb: &Skb, config: &Config) -> Result<Addr6, Drop> {
     Ok(Addr6::new(remote))
 }
 
-/// Whether this node sent the overlay packet. Of a fragment that waited it was asked when it came.
+/// Whether this node sent the overlay packet. Of a later fragment (`later`) that waited it was asked
+/// when it came: now it has a mark, or, where old kernels took that away with everything else
+/// (`dev_forward_skb` of 5.10), no sender at all.
 #[inline(always)]
-pub fn is_from(skb: &Skb, config: &Config, node: &Addr6) -> Result<bool, Drop> {
-    Ok(skb.mark() == MARK_RESUMED || *node == remote(skb, config)?)
+pub fn is_from(skb: &Skb, config: &Config, node: &Addr6, later: bool) -> Result<bool, Drop> {
+    if skb.mark() == MARK_RESUMED {
+        return Ok(true);
+    }
+    let remote = remote(skb, config)?;
+    Ok(*node == remote || (later && remote == NOBODY))
 }
 
 /// Addresses the packet to the node with this underlay address.

@@ -13,7 +13,7 @@ use crate::{
     addresses::{self, End},
     drops::Drop,
     family::Family,
-    packet::protocol,
+    packet::{LATER, protocol},
     skb::Skb,
     tunnel,
 };
@@ -39,7 +39,7 @@ pub(super) fn origin<F: Family>(
         POINT_FROM_OVERLAY => {
             end.set_elsewhere::<F>(packet.tuple.source, config);
             if end.side.hop == HOP_TUNNEL {
-                if tunnel::is_from(skb, config, &end.side.tunnel)? {
+                if tunnel::is_from(skb, config, &end.side.tunnel, packet.has(LATER))? {
                     return Ok(());
                 }
             } else if end.kind == KIND_WORLD {

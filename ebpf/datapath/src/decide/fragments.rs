@@ -32,7 +32,7 @@ pub fn hold<F: Family>(skb: &Skb) -> Result<Action, Drop> {
     if work.point == POINT_FROM_OVERLAY {
         // When it comes again, nothing tells any more which node sent it.
         match addresses::ipcache::<F>(work.packet.tuple.source) {
-            Some(entry) if tunnel::is_from(skb, config, &entry.tunnel)? => {}
+            Some(entry) if tunnel::is_from(skb, config, &entry.tunnel, false)? => {}
             _ => return Err(Drop::because(DropReason::UnknownTunnel)),
         }
     }
