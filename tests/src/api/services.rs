@@ -302,14 +302,15 @@ mod tests {
         }
 
         fn create(&mut self, name: &str, spec: Value) -> Result<Value, String> {
-            let mut service =
-                json!({ "metadata": { "namespace": "a", "name": name }, "spec": spec });
+            let mut service = json!({ "metadata": { "namespace": "a", "name": name } });
+            service["spec"] = spec;
             self.put(&mut service, None).map(|()| service)
         }
 
         fn update(&mut self, old: &Value, change: Value) -> Result<Value, String> {
             let mut new = old.clone();
-            json_patch::merge(&mut new, &json!({ "spec": change }));
+            let patch = Value::Object(Map::from_iter([("spec".to_owned(), change)]));
+            json_patch::merge(&mut new, &patch);
             self.put(&mut new, Some(old)).map(|()| new)
         }
 

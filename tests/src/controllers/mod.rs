@@ -8,11 +8,13 @@
 //! Node ─ node_cidrs         Pod ─ scheduler        Namespace ─ namespaces
 //! Deployment ─ deployments ─ ReplicaSet ─ replica_sets ─ Pod      DaemonSet ─ daemon_sets ─ Pod
 //! Service, Pod ─ endpoint_slices ─ EndpointSlice   everything ─ garbage
+//! Endpoints ─ endpoint_mirror ─ EndpointSlice
 //! ServiceCIDR, IPAddress ─ service_cidrs           Service ─ load_balancers (only if asked for)
 //! ```
 
 mod daemon_sets;
 mod deployments;
+mod endpoint_mirror;
 mod endpoint_slices;
 mod garbage;
 mod load_balancers;
@@ -113,6 +115,7 @@ impl Controllers {
             Box::new(daemon_sets::DaemonSets),
             Box::new(scheduler::Scheduler),
             Box::new(endpoint_slices::EndpointSlices::new(settings.slice_size)),
+            Box::new(endpoint_mirror::EndpointMirror),
             Box::new(service_cidrs::ServiceCidrs),
             Box::new(garbage::Garbage::default()),
         ];

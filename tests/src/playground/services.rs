@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams};
@@ -95,6 +95,18 @@ impl Playground {
         self.block_on(api.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch)))
             .map(drop)
             .with_context(|| format!("reporting the load balancer of {namespace}/{name}"))
+    }
+
+    /// Changes a Node by a merge patch of the whole object: its labels, its taints.
+    ///
+    /// # Errors
+    ///
+    /// When it is refused.
+    pub fn patch_node(&self, name: &str, patch: &Value) -> Result<()> {
+        let api: Api<Node> = Api::all(self.client());
+        self.block_on(api.patch(name, &PatchParams::default(), &Patch::Merge(patch)))
+            .map(drop)
+            .with_context(|| format!("changing node {name}"))
     }
 
     /// The Service's cluster address of a family.

@@ -1,7 +1,7 @@
 //! What the controllers make of objects.
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, Resource, ResourceExt as _};
@@ -601,4 +601,50 @@ async fn endpoints_hint_at_whom_they_are_for() {
     let change = Patch::Merge(json!({ "spec": { "trafficDistribution": null } }));
     services.patch("s", &parameters, &change).await.unwrap();
     expect("no hints", false, false).await;
+}
+
+#[tokio::test]
+async fn what_users_write_into_endpoints_is_in_slices() {
+    let cluster = Cluster::with_controllers();
+    let client = cluster.client();
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": "s" },
+        "spec": { "ports": [{ "name": "a", "port": 80 }, { "name": "b", "port": 81 }] },
+    });
+    let _: Service = create(&client, Some("default"), service).await;
+    let subset = |name: &str, port: u16, addresses: Value| json!({ "addresses": addresses, "ports": [{ "name": name, "port": port }] });
+    let both = json!([{ "ip": "10.0.0.1" }, { "ip": "fd00::1" }]);
+    let endpoints = json!({
+        "apiVersion": "v1", "kind": "Endpoints", "metadata": { "name": "s" },
+        "subsets": [subset("a", 8090, both), subset("b", 9090, json!([{ "ip": "10.0.0.1" }]))],
+    });
+    let _: Endpoints = create(&client, Some("default"), endpoints).await;
+    let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), "default");
+    let expect = async |what: &str, expected: Vec<(&str, i32)>| {
+        eventually(what, async || {
+            let list = slices.list(&ListParams::default()).await.unwrap();
+            let pair = |slice: &EndpointSlice| {
+                let port = slice.ports.as_ref()?.first()?.port?;
+                Some((slice.endpoints.first()?.addresses[0].clone(), port))
+            };
+            let mut found: Vec<_> = list.iter().filter_map(pair).collect();
+            found.sort();
+            let found: Vec<_> = found
+                .iter()
+                .map(|(ip, port)| (ip.as_str(), *port))
+                .collect();
+            (found == expected).then_some(())
+        })
+        .await;
+    };
+    let all = vec![("10.0.0.1", 8090), ("10.0.0.1", 9090), ("fd00::1", 8090)];
+    expect("a slice for each family and port", all).await;
+    let api: Api<Endpoints> = Api::namespaced(client.clone(), "default");
+    let change = json!({ "subsets": [subset("b", 9090, json!([{ "ip": "10.0.0.2" }]))] });
+    api.patch("s", &PatchParams::default(), &Patch::Merge(&change))
+        .await
+        .unwrap();
+    expect("what is left", vec![("10.0.0.2", 9090)]).await;
+    api.delete("s", &DeleteParams::default()).await.unwrap();
+    expect("nothing", Vec::new()).await;
 }

@@ -218,7 +218,9 @@ mod tests {
 
     fn fields(spec: Value) -> Vec<String> {
         let mut causes = Vec::new();
-        service(&json!({ "spec": spec }), &mut causes);
+        let mut whole = json!({});
+        whole["spec"] = spec;
+        service(&whole, &mut causes);
         causes.into_iter().map(|cause| cause.field).collect()
     }
 

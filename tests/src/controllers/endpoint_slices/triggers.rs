@@ -78,10 +78,10 @@ mod tests {
         let mut triggers = Triggers::default();
         let mut note = |pods: &[Object]| triggers.note(&key, &service, pods);
         assert_eq!(
-            note(&[old.clone()]).as_deref(),
+            note(std::slice::from_ref(&old)).as_deref(),
             Some("2026-01-01T00:00:03Z")
         );
-        assert_eq!(note(&[old.clone()]), None);
+        assert_eq!(note(std::slice::from_ref(&old)), None);
         assert_eq!(
             note(&[old, new.clone()]).as_deref(),
             Some("2026-01-01T00:00:09Z")
