@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
+use crate::health::ServerArgs;
+
 /// The Weft node agent and its operator's tool.
 #[derive(Debug, Parser)]
 #[command(name = "weft-agent", version)]
@@ -176,6 +178,9 @@ pub struct RunArgs {
         value_delimiter = ','
     )]
     pub map_capacity: Vec<String>,
+    /// Where health and metrics are served.
+    #[command(flatten)]
+    pub servers: ServerArgs,
 }
 
 /// How programs are attached to interfaces.

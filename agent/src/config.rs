@@ -17,6 +17,7 @@ use crate::cli::{
     AttachMode, BandwidthMode, LoadBalancingMode, MasqueradeFamily, ReturnMode, RoutingMode,
     RunArgs,
 };
+use crate::health::ServerArgs;
 
 /// The smallest MTU of pod interfaces: what every IPv4 host must take.
 pub const MTU_MIN: u32 = 576;
@@ -58,6 +59,8 @@ pub struct Config {
     pub watch_timeout: u32,
     /// How programs are attached.
     pub attach: AttachMode,
+    /// Where health and metrics are served.
+    pub servers: ServerArgs,
     /// Capacities of maps that differ from the ELF's, by map name.
     pub capacities: BTreeMap<&'static str, u32>,
 }
@@ -213,6 +216,7 @@ impl Config {
                 .transpose()?,
             watch_timeout: args.watch_timeout,
             attach: args.attach,
+            servers: args.servers,
             capacities,
         })
     }

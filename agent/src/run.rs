@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use nix::fcntl::{Flock, FlockArg};
+use prometheus_client::registry::Registry;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
@@ -32,7 +34,11 @@ use crate::cni::attachments::Attachments;
 use crate::cni::{install, restore, server};
 use crate::config::Config;
 use crate::endpoints::Endpoints;
+use crate::health::{
+    self, HealthChecks, ProxyHealth, SystemClock, checks, events as health_events,
+};
 use crate::ipam::Ipam;
+use crate::metrics::{self, Metrics};
 use crate::netlink::Netlink;
 use crate::node::{NodeOptions, NodeSetup};
 use crate::persist;
@@ -227,6 +233,8 @@ impl Agent {
             maps: Mutex::new(maps),
             node: tokio::sync::watch::Sender::new(None),
             applied: tokio::sync::watch::Sender::new(Applied::default()),
+            health: Arc::new(ProxyHealth::new(Arc::new(SystemClock), health::TIMEOUT)),
+            health_checks: tokio::sync::watch::Sender::new(HealthChecks::default()),
             config,
         });
         let attachments = Arc::new(Attachments::new(shared.clone())?);
@@ -234,6 +242,7 @@ impl Agent {
 
         let mut tasks = JoinSet::new();
         let requests = TaskTracker::new();
+        serve_health(&shared, client.clone(), &mut tasks);
         tasks.spawn(watch(shared.clone(), client));
         tasks.spawn(Reconciler::new(shared.clone(), node)?.run());
         tasks.spawn(read_events(events, shared.clone(), drops.clone()));
@@ -261,6 +270,36 @@ impl Agent {
             requests,
         })
     }
+}
+
+/// Starts what tells load balancers and operators how the proxy is.
+fn serve_health(shared: &Arc<Shared>, client: kube::Client, tasks: &mut JoinSet<()>) {
+    let servers = &shared.config.servers;
+    for address in &servers.healthz_bind_address.0 {
+        let probes = health::probes(shared.health.clone());
+        tasks.spawn(health::http::keep("health", *address, probes));
+    }
+
+    let mut registry = Registry::default();
+    shared.health.metrics().register(&mut registry);
+    let gathered = shared.clone();
+    metrics::node::register(&mut registry, move || {
+        metrics::node::Snapshot::of(&gathered)
+    });
+    let metrics = Metrics::new(registry, metrics::configz::configz(&shared.config));
+    let metrics = Arc::new(metrics);
+    for address in &servers.metrics_bind_address.0 {
+        let metrics = metrics.clone();
+        let answer = move |request| metrics.clone().answer(request);
+        tasks.spawn(health::http::keep("metrics", *address, answer));
+    }
+
+    let (sender, failures) = mpsc::channel(health_events::WAITING);
+    let wanted = shared.health_checks.subscribe();
+    let servers = checks::Servers::new(shared.health.clone(), sender);
+    tasks.spawn(checks::run(wanted, servers));
+    let node = shared.config.node_name.as_str().into();
+    tasks.spawn(health_events::run(client, node, failures));
 }
 
 /// Watches the cluster, and begins anew with other connections when those that there are lead nowhere.

@@ -61,6 +61,8 @@ pub struct WatchStatus {
     pub connected: bool,
     /// Objects in the store.
     pub objects: usize,
+    /// Objects that came, changed or went so far.
+    pub changes: u64,
     /// Complete lists so far: the first one, and one after each gap.
     pub lists: u64,
     /// Errors so far.
@@ -202,6 +204,14 @@ impl Cluster {
     /// How each watch is doing.
     pub fn watches(&self) -> BTreeMap<&'static str, WatchStatus> {
         self.lock().watches.clone()
+    }
+
+    /// Objects of this kind that came, changed or went so far.
+    pub fn changes(&self, kind: &str) -> u64 {
+        self.lock()
+            .watches
+            .get(kind)
+            .map_or(0, |watch| watch.changes)
     }
 
     /// Whether the watch of pods has a connection.
@@ -365,23 +375,24 @@ impl Cluster {
         M: PartialEq + Clone,
     {
         let mut inner = self.lock();
-        let changed = match event {
+        let mut first = false;
+        let changes = match event {
             Event::Apply(object) => {
                 let (id, model) = inner.read(kind, &object);
                 let table = (kind.table)(&mut inner.state);
-                match model {
+                u64::from(match model {
                     Some(model) if table.get(&id) == Some(&model) => false,
                     Some(model) => {
                         table.insert(id, model);
                         true
                     }
                     None => table.remove(&id).is_some(),
-                }
+                })
             }
             Event::Delete(object) => {
                 let id = I::of(object.meta());
                 inner.warnings.remove(&(kind.name, id.to_string()));
-                (kind.table)(&mut inner.state).remove(&id).is_some()
+                u64::from((kind.table)(&mut inner.state).remove(&id).is_some())
             }
             Event::Init => return,
             Event::InitApply(object) => {
@@ -390,7 +401,7 @@ impl Cluster {
                 if let Some(model) = model {
                     listing.objects.insert(id, model);
                 }
-                false
+                0
             }
             Event::InitDone => {
                 let Listing { objects, names } = std::mem::take(listing);
@@ -398,13 +409,13 @@ impl Cluster {
                     .warnings
                     .retain(|(of, id), _| *of != kind.name || names.contains(id));
                 let table = (kind.table)(&mut inner.state);
-                let changed = *table != objects;
+                let changes = differences(table, &objects);
                 *table = objects;
                 let status = inner.watches.entry(kind.name).or_default();
                 status.lists += 1;
-                let first = !status.synced;
+                first = !status.synced;
                 status.synced = true;
-                changed || first
+                changes
             }
         };
         let objects = (kind.table)(&mut inner.state).len();
@@ -414,13 +425,14 @@ impl Cluster {
         }
         status.connected = true;
         status.objects = objects;
+        status.changes += changes;
         let all = inner.watches.values().all(|watch| watch.synced);
         drop(inner);
         if all {
             self.synced
                 .send_if_modified(|synced| !std::mem::replace(synced, true));
         }
-        if changed {
+        if changes > 0 || first {
             self.changed.notify_one();
         }
     }
@@ -440,6 +452,13 @@ impl Cluster {
         status.last_error = Some(text);
         status.last_error_at = Some(SystemTime::now());
     }
+}
+
+/// How many objects came, changed or went.
+fn differences<I: Ord, M: PartialEq>(old: &BTreeMap<I, M>, new: &BTreeMap<I, M>) -> u64 {
+    let gone = old.keys().filter(|id| !new.contains_key(id)).count();
+    let other = new.iter().filter(|(id, model)| old.get(id) != Some(model));
+    (gone + other.count()) as u64
 }
 
 impl Inner {

@@ -6,8 +6,9 @@
 //! - A map of a family that the datapath does not have yet is empty and takes everything: the
 //!   compiler need not know.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Debug};
+use std::time::{Duration, Instant};
 
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -22,7 +23,7 @@ use weft_abi::ipcache::IpcacheEntry;
 use weft_abi::policy::{PolicyKey, PolicyVerdict};
 use weft_abi::service::{Backend, Frontend, FrontendKey, Slot, SlotKey};
 use weft_core::contents::{Contents, FamilyTables, LpmKey};
-use weft_core::diff::{Batch, Changes, FamilyBatch, Step, Writes};
+use weft_core::diff::{Batch, Changes, Concern, FamilyBatch, Step, Writes};
 use weft_core::family::Address;
 
 use super::load::{Loaded, capacity};
@@ -74,6 +75,16 @@ pub struct Tables {
     uplinks: Hash<u32, Uplink>,
     config: Array<MapData, Config>,
     drops: PerCpuArray<MapData, DropCount>,
+    outcome: Option<Outcome>,
+}
+
+/// What became of changes.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// How long it took to write those of each concern.
+    pub took: BTreeMap<Concern, Duration>,
+    /// The concerns that were not written whole.
+    pub failed: BTreeSet<Concern>,
 }
 
 impl Debug for Tables {
@@ -148,6 +159,7 @@ impl Tables {
             uplinks: Hash::open(loaded, "uplinks")?,
             config: Array::try_from(config).map_err(|error| open_failed("config", &error))?,
             drops: PerCpuArray::try_from(drops).map_err(|error| open_failed("drops", &error))?,
+            outcome: None,
         })
     }
 
@@ -209,13 +221,17 @@ impl Tables {
         config: &mut Config,
     ) -> Result<(), TableError> {
         let mut failed = BTreeMap::new();
+        let mut took: BTreeMap<Concern, Duration> = BTreeMap::new();
+        self.outcome = None;
         for step in &changes.steps {
             match step {
                 Step::Write(batch) if failed.contains_key(&batch.concern()) => {}
                 Step::Write(batch) => {
+                    let (concern, started) = (batch.concern(), Instant::now());
                     if let Err(error) = self.write(batch, mirror) {
-                        failed.insert(batch.concern(), error);
+                        failed.insert(concern, error);
                     }
+                    *took.entry(concern).or_default() += started.elapsed();
                 }
                 Step::BumpEpoch => {
                     let epoch = next_epoch(config.epoch);
@@ -224,7 +240,16 @@ impl Tables {
                 }
             }
         }
+        self.outcome = Some(Outcome {
+            took,
+            failed: failed.keys().copied().collect(),
+        });
         failed.into_values().next().map_or(Ok(()), Err)
+    }
+
+    /// What became of the last changes, once; `None` if they were not applied to their end.
+    pub fn take_outcome(&mut self) -> Option<Outcome> {
+        self.outcome.take()
     }
 
     /// The configuration that the datapath has.

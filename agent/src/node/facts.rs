@@ -65,7 +65,8 @@ impl NodeFacts {
             internal_ips: self.addresses(),
             pod_cidrs: self.pod_cidrs.clone(),
             labels: Default::default(),
-            leaving: false,
+            // Load balancers should not choose a node that the API does not know.
+            leaving: true,
         }
     }
 }

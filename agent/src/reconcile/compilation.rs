@@ -9,22 +9,27 @@
 //! - What numbers mean is known before the datapath tells of them.
 
 use std::collections::BTreeMap;
+use std::time::{Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
 use tracing::warn;
 use weft_core::compile::{Compiler, Desired};
-use weft_core::diff::diff;
+use weft_core::diff::{Concern, diff};
 use weft_core::model::LocalEndpoint;
 
 use super::maps::Maps;
 use super::policy;
 use super::shared::Shared;
 use crate::endpoints::Record;
+use crate::health::{Counts, LocalServices, Observation, Progress};
 
 /// The compiler, and the numbers that it gave.
 #[derive(Debug)]
 pub struct Compilation {
     compiler: Compiler,
+    progress: Progress,
+    /// What the last compilation has of the node's own endpoints.
+    local: LocalServices,
 }
 
 impl Compilation {
@@ -34,7 +39,11 @@ impl Compilation {
         compiler.adopt(&shared.maps().mirror);
         let settings = shared.config.settings.clone();
         shared.cluster.update(|state| state.settings = settings);
-        Self { compiler }
+        Self {
+            compiler,
+            progress: Progress::new(SystemTime::now()),
+            local: LocalServices::default(),
+        }
     }
 
     /// What the maps should hold, by the cluster as it is now and these endpoints.
@@ -43,10 +52,45 @@ impl Compilation {
         shared: &Shared,
         endpoints: BTreeMap<String, LocalEndpoint>,
     ) -> Desired {
+        let counts = Counts {
+            services: shared.cluster.changes("services"),
+            endpoints: shared.cluster.changes("endpointslices"),
+        };
         shared.cluster.update(|state| {
             state.endpoints = endpoints;
-            self.compiler.compile(state)
+            self.progress.begin(state, counts, &shared.health);
+            let started = Instant::now();
+            let desired = self.compiler.compile(state);
+            let compiled = Observation::Compiled(started.elapsed());
+            shared.health.observe(compiled);
+            self.local = LocalServices::of(state);
+            desired
         })
+    }
+
+    /// Tells what became of the last writes; whether all that was compiled of services is in the maps.
+    /// Policy that finds no room is no reason for load balancers to leave the node.
+    pub fn tell(&mut self, shared: &Shared, compiled: bool, written: bool) -> bool {
+        let outcome = shared.maps().tables.take_outcome();
+        let Some(outcome) = outcome else {
+            return false;
+        };
+        for (concern, took) in &outcome.took {
+            let observation = Observation::Written(*concern, *took);
+            shared.health.observe(observation);
+        }
+        // Without a failure of any concern, what failed was the epoch: flows do not know of it.
+        let services_failed = if outcome.failed.is_empty() {
+            !written
+        } else {
+            outcome.failed.contains(&Concern::Services)
+        };
+        if !compiled || services_failed {
+            return false;
+        }
+        self.progress.done(&shared.health);
+        self.local.tell(&shared.health, &shared.health_checks);
+        true
     }
 }
 

@@ -53,6 +53,7 @@ use self::network::Network;
 use self::programs::Programs;
 pub use self::shared::Shared;
 use crate::endpoints::Record;
+use crate::health::Observation;
 use crate::node::NodeSetup;
 
 /// The loop.
@@ -65,6 +66,8 @@ pub struct Reconciler {
     compilation: Compilation,
     programs: Programs,
     failures: Failures,
+    /// Whether the next pass begins with what the maps really hold.
+    full: bool,
 }
 
 impl Reconciler {
@@ -81,6 +84,7 @@ impl Reconciler {
             network: Network::new(Arc::clone(&shared), node),
             programs: Programs::new(Arc::clone(&shared)),
             failures: Failures::new(),
+            full: true,
             shared,
         })
     }
@@ -116,6 +120,7 @@ impl Reconciler {
         if let Err(error) = self.shared.maps().read_back() {
             warn!(%error, "cannot read the maps back");
         }
+        self.full = true;
         pause
     }
 
@@ -135,7 +140,15 @@ impl Reconciler {
         let records = self.shared.endpoints.all();
         let desired =
             synced.then(|| block_in_place(|| self.compilation.compile(&self.shared, endpoints)));
-        let entries = block_in_place(|| self.write(desired, &records))?;
+        let written = block_in_place(|| self.write(desired, &records));
+        let is_ok = written.is_ok();
+        if self.compilation.tell(&self.shared, synced, is_ok) {
+            let full = std::mem::replace(&mut self.full, false);
+            let took = started.elapsed();
+            let observation = Observation::Synced { full, took };
+            self.shared.health.observe(observation);
+        }
+        let entries = written?;
         if synced {
             self.programs.swap(&records)?;
             // One of these does not keep the others, nor pods from being ready.

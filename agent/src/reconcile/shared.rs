@@ -11,6 +11,7 @@ use super::maps::Maps;
 use crate::bpf::attach::Attacher;
 use crate::config::Config;
 use crate::endpoints::Endpoints;
+use crate::health::{HealthChecks, ProxyHealth};
 use crate::ipam::Ipam;
 use crate::node::NodeNetwork;
 use crate::watch::Cluster;
@@ -34,6 +35,10 @@ pub struct Shared {
     pub node: watch::Sender<Option<NodeNetwork>>,
     /// What the last application left.
     pub applied: watch::Sender<Applied>,
+    /// What load balancers and operators are told of the proxy.
+    pub health: Arc<ProxyHealth>,
+    /// The services whose health load balancers ask for.
+    pub health_checks: watch::Sender<HealthChecks>,
 }
 
 impl Shared {
