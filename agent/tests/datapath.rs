@@ -9,17 +9,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use aya::Pod;
+use aya::maps::{HashMap, Map, MapData};
 use aya::programs::links::{FdLink, Link as _, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcHandle};
 use aya::programs::{SchedClassifier, TcAttachType};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use weft_abi::addr::Addr4;
+use weft_abi::addr::{Addr4, Addr6};
 use weft_abi::config::Config;
 use weft_abi::endpoint::Endpoint;
 use weft_abi::ipcache::IpcacheEntry;
 use weft_abi::maps;
-use weft_abi::service::{Frontend, FrontendKey};
+use weft_abi::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, Slot, SlotKey};
+use weft_abi::socket::{SOCKET_BACK, SOCKET_FRONT, SocketKey, SocketPeer};
 use weft_agent::bpf::attach::Attacher;
 use weft_agent::bpf::cgroup;
 use weft_agent::bpf::load::{self, LoadError, Loaded, Options};
@@ -27,7 +30,7 @@ use weft_agent::bpf::tables::{TableError, Tables};
 use weft_agent::cli::AttachMode;
 use weft_agent::netlink::{Netlink, overlay};
 use weft_core::contents::{Contents, LpmKey};
-use weft_core::diff::{Step, diff};
+use weft_core::diff::{Batch, Step, Writes, diff};
 
 /// A node's BPF file system.
 struct Bpffs {
@@ -241,6 +244,145 @@ fn a_full_map_is_told_with_its_name_and_nothing_is_lost() {
         write(&mut tables, &mut mirror, &smaller).expect("deletes");
         write(&mut tables, &mut mirror, &desired).expect("writes");
         assert_eq!(tables.read().expect("reads"), desired);
+    });
+}
+
+#[test]
+fn many_entries_are_written_as_few_are() {
+    // More than one batch, and no whole number of them.
+    const MANY: u32 = 9_001;
+    on_a_node(|bpffs| {
+        let mut options = bpffs.options();
+        options.capacities.insert("slots", MANY + 10);
+        let mut tables = Tables::new(&mut load::load(&options).expect("loads")).expect("maps");
+        let mut desired = Contents::default();
+        let slot = |slot| SlotKey { service: 7, slot };
+        for number in 0..MANY {
+            let backend = Slot { backend: !number };
+            desired.slots.insert(slot(number), backend);
+            let address = Addr6::new(u128::from(number).to_be_bytes());
+            let entry = IpcacheEntry {
+                identity: number,
+                ..IpcacheEntry::default()
+            };
+            desired
+                .v6
+                .ipcache
+                .insert(LpmKey::address(address, 128), entry);
+        }
+        let mut mirror = Contents::default();
+        write(&mut tables, &mut mirror, &desired).expect("writes");
+        assert_eq!(mirror, desired);
+        assert!(tables.read().expect("reads") == desired);
+
+        // One that somebody else removed does not keep the others.
+        let mut other = pinned::<SlotKey, Slot>(&options, "slots");
+        other.remove(&slot(5_000)).expect("removes");
+        let batch = Batch::Slots(Writes::Delete((0..MANY).map(slot).collect()));
+        tables.write(&batch, &mut mirror).expect("deletes");
+        assert!(mirror.slots.is_empty());
+        assert!(tables.read().expect("reads").slots.is_empty());
+
+        // The first entries that have room are in the map and in the mirror, no more and no less.
+        let too_many = (0..MANY + 100).map(|number| (slot(number), Slot { backend: 1 }));
+        let batch = Batch::Slots(Writes::Put(too_many.collect()));
+        let error = tables.write(&batch, &mut mirror).expect_err("full");
+        assert!(
+            matches!(error, TableError::Full { map: "slots", .. }),
+            "{error}"
+        );
+        assert!(mirror.slots.len() >= MANY as usize);
+        assert!(tables.read().expect("reads").slots == mirror.slots);
+    });
+}
+
+/// A pinned map, as somebody else opens it.
+fn pinned<K: Pod, V: Pod>(options: &Options, name: &str) -> HashMap<MapData, K, V> {
+    let data = MapData::from_pin(options.map_dir.join(name)).expect("pinned");
+    let lru = Map::LruHashMap(data);
+    HashMap::try_from(lru).expect("a hash map")
+}
+
+#[test]
+fn clients_of_a_service_are_forgotten_and_those_of_others_are_not() {
+    on_a_node(|bpffs| {
+        let options = bpffs.options();
+        let mut tables = Tables::new(&mut bpffs.load()).expect("maps");
+        let mut clients = pinned::<AffinityKey<Addr4>, Affinity>(&options, "affinity4");
+        let client = |service: u32, last: u8| AffinityKey {
+            client: Addr4::new([192, 0, 2, last]),
+            service,
+        };
+        let remembered = Affinity {
+            backend: 3,
+            used: 1,
+        };
+        for (service, last) in [(1, 1), (2, 1), (2, 2), (3, 1)] {
+            let key = client(service, last);
+            clients.insert(key, remembered, 0).expect("writes");
+        }
+        assert_eq!(tables.forget_clients(&[].into()).expect("nothing"), 0);
+        assert_eq!(tables.forget_clients(&[2, 4].into()).expect("done"), 2);
+        let left: BTreeSet<_> = clients.keys().map(|key| key.expect("reads")).collect();
+        assert_eq!(left, [client(1, 1), client(3, 1)].into());
+    });
+}
+
+#[test]
+fn sockets_are_deserted_when_their_backend_serves_no_more() {
+    on_a_node(|bpffs| {
+        let options = bpffs.options();
+        let tables = Tables::new(&mut bpffs.load()).expect("maps");
+        type Sockets = HashMap<MapData, SocketKey<Addr4>, SocketPeer<Addr4>>;
+        let mut sockets: Sockets = pinned(&options, "sockets4");
+        let address = |last| Addr4::new([10, 0, 0, last]);
+        let led = |cookie: u32, last: u8, kind: u8, backend: u32| {
+            let key = SocketKey {
+                cookie: [cookie, 1],
+                address: address(last),
+                port: 53,
+                protocol: 17,
+                kind,
+            };
+            let peer = SocketPeer {
+                backend,
+                service: 9,
+                ..SocketPeer::default()
+            };
+            (key, peer)
+        };
+        let mut mirror = Contents::default();
+        for (number, last) in [(1, 1), (2, 99)] {
+            let backend = Backend {
+                address: address(last),
+                service: 9,
+                port: 53,
+                flags: 0,
+            };
+            mirror.v4.backends.insert(number, backend);
+        }
+        let all = [
+            led(1, 1, SOCKET_BACK, 1),  // Serves, if nobody new.
+            led(2, 2, SOCKET_BACK, 2),  // The number is another backend's now.
+            led(3, 3, SOCKET_BACK, 3),  // Gone.
+            led(4, 3, SOCKET_FRONT, 3), // The address is the service's.
+        ];
+        for (key, peer) in all {
+            sockets.insert(key, peer, 0).expect("writes");
+        }
+        let deserted = tables.deserted_sockets(&mirror).expect("reads");
+        let told: Vec<_> = deserted
+            .iter()
+            .map(|socket| (socket.cookie, socket.backend.to_string(), socket.protocol))
+            .collect();
+        let cookie = |low: u64| 1 << 32 | low;
+        assert_eq!(
+            told,
+            [
+                (cookie(2), "10.0.0.2:53".to_owned(), 17),
+                (cookie(3), "10.0.0.3:53".to_owned(), 17)
+            ]
+        );
     });
 }
 
@@ -503,17 +645,25 @@ fn a_full_map_of_services_keeps_no_policy_out() {
         assert!(
             matches!(
                 error,
-                TableError::Full {
+                TableError::Overflow {
                     map: "frontends4",
-                    ..
+                    wanted: 2,
+                    capacity: 1,
                 }
             ),
+            "{error}"
+        );
+        assert!(
+            error.to_string().contains("--map-capacity frontends4="),
             "{error}"
         );
         let held = tables.read().expect("reads");
         assert_eq!(held, mirror, "the mirror tells what the maps hold");
         assert_eq!(held.v4.endpoints, desired.v4.endpoints);
-        assert_eq!(held.v4.frontends.len(), 1);
+        assert!(
+            held.v4.frontends.is_empty(),
+            "what does not fit is not begun"
+        );
         assert_eq!(
             tables.config().expect("reads").epoch,
             1,

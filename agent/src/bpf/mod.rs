@@ -15,6 +15,7 @@
 //!   without a program.
 
 pub mod attach;
+mod batch;
 pub mod cgroup;
 mod elf;
 pub mod events;

@@ -1,20 +1,29 @@
 //! The maps that the agent writes, typed: read them back, apply changes to them.
 //!
+//! ```text
+//!   [handle]  one map          [room]    whether changes fit, before they are written
+//!   [error]   what goes wrong  [memory]  what the programs remember of services: clients, sockets
+//! ```
+//!
 //! Invariants:
+//! - Changes of a concern of which one map would overflow are not begun.
 //! - Changes are applied in their order, up to the first failure of a concern; what was written is noted in the
-//!   mirror entry by entry, so that mirror and maps never differ in what succeeded.
+//!   mirror, so that mirror and maps never differ in what succeeded.
 //! - A map of a family that the datapath does not have yet is empty and takes everything: the
 //!   compiler need not know.
+
+mod error;
+mod handle;
+mod memory;
+mod room;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Debug};
 use std::time::{Duration, Instant};
 
 use aya::Pod;
-use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, Map, MapData, PerCpuArray};
 use serde::Serialize;
-use thiserror::Error;
 use weft_abi::addr::{Addr4, Addr6};
 use weft_abi::config::{Config, Uplink};
 use weft_abi::drop::{DropCount, DropReason};
@@ -22,48 +31,17 @@ use weft_abi::endpoint::{Bandwidth, Bucket, Endpoint};
 use weft_abi::ipcache::IpcacheEntry;
 use weft_abi::policy::{PolicyKey, PolicyVerdict};
 use weft_abi::service::{Backend, Frontend, FrontendKey, Slot, SlotKey};
-use weft_core::contents::{Contents, FamilyTables, LpmKey};
+use weft_core::contents::{Contents, FamilyTables};
 use weft_core::diff::{Batch, Changes, Concern, FamilyBatch, Step, Writes};
 use weft_core::family::Address;
 
-use super::load::{Loaded, capacity};
-use crate::errors::chain;
-
-/// A map operation that failed.
-#[derive(Debug, Error)]
-pub enum TableError {
-    /// The map has no room.
-    #[error(
-        "map {map} is full ({capacity} entries): {key} is missing in it. Raise its capacity \
-            (--map-capacity {map}=<entries>) and remove the pin with the node drained"
-    )]
-    Full {
-        /// The map.
-        map: &'static str,
-        /// Its capacity.
-        capacity: u32,
-        /// The first key that found no room.
-        key: String,
-    },
-    /// The kernel refused.
-    #[error("cannot {what} map {map}: {error}")]
-    Kernel {
-        /// Write to, delete from, read; with the key.
-        what: String,
-        /// The map.
-        map: &'static str,
-        /// What the kernel said.
-        error: String,
-    },
-    /// The ELF lacks the map, or it is of another type.
-    #[error("the datapath's map {map}: {error}")]
-    Open {
-        /// The map.
-        map: &'static str,
-        /// What is wrong.
-        error: String,
-    },
-}
+pub use self::error::TableError;
+use self::error::{kernel, open_failed};
+use self::handle::{Hash, Lpm};
+pub use self::memory::LedSocket;
+use self::memory::Memory;
+use self::room::{FamilyRoom, Room};
+use super::load::Loaded;
 
 /// The maps.
 pub struct Tables {
@@ -73,6 +51,7 @@ pub struct Tables {
     slots: Hash<SlotKey, Slot>,
     bandwidth: Hash<u32, Bandwidth>,
     uplinks: Hash<u32, Uplink>,
+    memory: Memory,
     config: Array<MapData, Config>,
     drops: PerCpuArray<MapData, DropCount>,
     outcome: Option<Outcome>,
@@ -104,25 +83,40 @@ pub struct Fill {
     pub capacity: u32,
 }
 
-struct FamilyHandles<A> {
+/// The part of a map's capacity, in percent, from which on it is near full.
+const NEAR_FULL: usize = 90;
+
+impl Fill {
+    /// Whether there is not much room left.
+    pub const fn is_near_full(&self) -> bool {
+        self.entries.saturating_mul(100) >= (self.capacity as usize).saturating_mul(NEAR_FULL)
+    }
+}
+
+impl fmt::Display for Fill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            map,
+            entries,
+            capacity,
+        } = self;
+        write!(
+            f,
+            "map {map} has {entries} of at most {capacity} entries; restart the agent with a larger \
+                capacity before it is full: --map-capacity {map}=<entries>"
+        )
+    }
+}
+
+struct FamilyHandles<A: Address + Pod>
+where
+    FrontendKey<A>: Pod + Ord,
+    Backend<A>: Pod,
+{
     endpoints: Hash<A, Endpoint>,
     ipcache: Lpm<A, IpcacheEntry>,
     frontends: Hash<FrontendKey<A>, Frontend>,
     backends: Hash<u32, Backend<A>>,
-}
-
-/// A hash map, or its absence.
-struct Hash<K, V> {
-    name: &'static str,
-    capacity: u32,
-    map: Option<HashMap<MapData, K, V>>,
-}
-
-/// A longest-prefix-match map, or its absence.
-struct Lpm<K, V> {
-    name: &'static str,
-    capacity: u32,
-    map: Option<LpmTrie<MapData, K, V>>,
 }
 
 impl Tables {
@@ -157,6 +151,7 @@ impl Tables {
             slots: Hash::open(loaded, "slots")?,
             bandwidth: Hash::open(loaded, "bandwidth")?,
             uplinks: Hash::open(loaded, "uplinks")?,
+            memory: Memory::open(loaded)?,
             config: Array::try_from(config).map_err(|error| open_failed("config", &error))?,
             drops: PerCpuArray::try_from(drops).map_err(|error| open_failed("drops", &error))?,
             outcome: None,
@@ -207,21 +202,21 @@ impl Tables {
         }
     }
 
-    /// Applies changes in their order. A write that fails ends those of its concern: a full map of
-    /// services keeps no policy out, nor the other way round. `mirror` and `config` get what was
-    /// written.
+    /// Applies changes in their order. A write that fails ends those of its concern, and none of a
+    /// concern is made if a map of it would overflow: a full map of services keeps no policy out, nor
+    /// the other way round. `mirror` and `config` get what was written.
     ///
     /// # Errors
     ///
-    /// The first write that failed.
+    /// The first write that failed, or would.
     pub fn apply(
         &mut self,
         changes: &Changes,
         mirror: &mut Contents,
         config: &mut Config,
     ) -> Result<(), TableError> {
-        let mut failed = BTreeMap::new();
-        let mut took: BTreeMap<Concern, Duration> = BTreeMap::new();
+        let mut failed = room::overflows(changes, mirror, &self.room());
+        let mut took = BTreeMap::new();
         self.outcome = None;
         for step in &changes.steps {
             match step {
@@ -328,6 +323,16 @@ impl Tables {
         Ok(counts)
     }
 
+    fn room(&self) -> Room {
+        Room {
+            v4: self.v4.room(),
+            v6: self.v6.room(),
+            policy: (self.policy.name, self.policy.capacity),
+            slots: (self.slots.name, self.slots.capacity),
+            bandwidth: (self.bandwidth.name, self.bandwidth.capacity),
+        }
+    }
+
     /// How full the maps are, by what the mirror says.
     pub fn fill(&self, mirror: &Contents) -> Vec<Fill> {
         let mut fill = Vec::new();
@@ -380,6 +385,15 @@ where
         }
     }
 
+    const fn room(&self) -> FamilyRoom {
+        FamilyRoom {
+            endpoints: (self.endpoints.name, self.endpoints.capacity),
+            ipcache: (self.ipcache.name, self.ipcache.capacity),
+            frontends: (self.frontends.name, self.frontends.capacity),
+            backends: (self.backends.name, self.backends.capacity),
+        }
+    }
+
     fn fill(&self, mirror: &FamilyTables<A>, add: &mut impl FnMut(&'static str, u32, usize)) {
         add(
             self.endpoints.name,
@@ -401,176 +415,6 @@ where
             self.backends.capacity,
             mirror.backends.len(),
         );
-    }
-}
-
-impl<K: Pod + Ord + Debug, V: Pod> Hash<K, V> {
-    fn open(loaded: &mut Loaded, name: &'static str) -> Result<Self, TableError> {
-        let Some(map) = loaded.take_map(name) else {
-            return Ok(Self {
-                name,
-                capacity: 0,
-                map: None,
-            });
-        };
-        let capacity = match &map {
-            Map::HashMap(data) => capacity(data),
-            _ => 0,
-        };
-        let map = HashMap::try_from(map).map_err(|error| open_failed(name, &error))?;
-        Ok(Self {
-            name,
-            capacity,
-            map: Some(map),
-        })
-    }
-
-    fn read(&self) -> Result<BTreeMap<K, V>, TableError> {
-        let entries = self.map.iter().flat_map(HashMap::iter);
-        entries
-            .collect::<Result<_, _>>()
-            .map_err(|error| kernel(self.name, "read", &error))
-    }
-
-    fn write(
-        &mut self,
-        writes: &Writes<K, V>,
-        mirror: &mut BTreeMap<K, V>,
-    ) -> Result<(), TableError> {
-        let Some(map) = &mut self.map else {
-            writes.apply(mirror);
-            return Ok(());
-        };
-        match writes {
-            Writes::Put(entries) => {
-                for (key, value) in entries {
-                    map.insert(key, value, 0)
-                        .map_err(|error| put_failed(self.name, self.capacity, key, &error))?;
-                    mirror.insert(*key, *value);
-                }
-            }
-            Writes::Delete(keys) => {
-                for key in keys {
-                    gone(map.remove(key)).map_err(|error| delete_failed(self.name, key, &error))?;
-                    mirror.remove(key);
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-impl<K: Pod + Ord + Debug, V: Pod> Lpm<K, V> {
-    fn open(loaded: &mut Loaded, name: &'static str) -> Result<Self, TableError> {
-        let Some(map) = loaded.take_map(name) else {
-            return Ok(Self {
-                name,
-                capacity: 0,
-                map: None,
-            });
-        };
-        let capacity = match &map {
-            Map::LpmTrie(data) => capacity(data),
-            _ => 0,
-        };
-        let map = LpmTrie::try_from(map).map_err(|error| open_failed(name, &error))?;
-        Ok(Self {
-            name,
-            capacity,
-            map: Some(map),
-        })
-    }
-
-    fn read(&self) -> Result<BTreeMap<LpmKey<K>, V>, TableError> {
-        let entries = self.map.iter().flat_map(LpmTrie::iter);
-        entries
-            .map(|entry| {
-                let (key, value) = entry?;
-                Ok((
-                    LpmKey {
-                        prefix_len: key.prefix_len(),
-                        data: key.data(),
-                    },
-                    value,
-                ))
-            })
-            .collect::<Result<_, _>>()
-            .map_err(|error: MapError| kernel(self.name, "read", &error))
-    }
-
-    fn write(
-        &mut self,
-        writes: &Writes<LpmKey<K>, V>,
-        mirror: &mut BTreeMap<LpmKey<K>, V>,
-    ) -> Result<(), TableError> {
-        let Some(map) = &mut self.map else {
-            writes.apply(mirror);
-            return Ok(());
-        };
-        match writes {
-            Writes::Put(entries) => {
-                for (key, value) in entries {
-                    map.insert(&Key::new(key.prefix_len, key.data), value, 0)
-                        .map_err(|error| put_failed(self.name, self.capacity, key, &error))?;
-                    mirror.insert(*key, *value);
-                }
-            }
-            Writes::Delete(keys) => {
-                for key in keys {
-                    gone(map.remove(&Key::new(key.prefix_len, key.data)))
-                        .map_err(|error| delete_failed(self.name, key, &error))?;
-                    mirror.remove(key);
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A deletion that finds nothing has done its work.
-fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
-    match result {
-        Err(error) if errno(&error) == Some(libc::ENOENT) => Ok(()),
-        other => other,
-    }
-}
-
-fn put_failed(map: &'static str, capacity: u32, key: &impl Debug, error: &MapError) -> TableError {
-    // A hash map says E2BIG, a trie ENOSPC.
-    match errno(error) {
-        Some(libc::E2BIG | libc::ENOSPC) => TableError::Full {
-            map,
-            capacity,
-            key: format!("{key:?}"),
-        },
-        _ => kernel(map, &format!("write {key:?} to"), error),
-    }
-}
-
-fn delete_failed(map: &'static str, key: &impl Debug, error: &MapError) -> TableError {
-    kernel(map, &format!("delete {key:?} from"), error)
-}
-
-fn kernel(map: &'static str, what: &str, error: &MapError) -> TableError {
-    TableError::Kernel {
-        what: what.to_owned(),
-        map,
-        error: chain(error),
-    }
-}
-
-fn open_failed(map: &'static str, error: &MapError) -> TableError {
-    TableError::Open {
-        map,
-        error: chain(error),
-    }
-}
-
-fn errno(error: &MapError) -> Option<i32> {
-    match error {
-        MapError::SyscallError(error) => error.io_error.raw_os_error(),
-        MapError::KeyNotFound => Some(libc::ENOENT),
-        _ => None,
     }
 }
 

@@ -61,6 +61,9 @@ fn status(shared: &Shared) -> Value {
         .collect();
     let maps = shared.maps();
     warnings.extend(maps.desired.warnings.iter().map(ToString::to_string));
+    let fill = maps.tables.fill(&maps.mirror);
+    let near = fill.iter().filter(|fill| fill.is_near_full());
+    warnings.extend(near.map(ToString::to_string));
     warnings.extend(network.iter().flat_map(|network| network.problems.clone()));
     let endpoints = shared.endpoints.all();
     let ready = endpoints
@@ -91,7 +94,7 @@ fn status(shared: &Shared) -> Value {
         "attachment": mode,
         "programs": programs,
         "pins": shared.config.map_dir(),
-        "maps": maps.tables.fill(&maps.mirror),
+        "maps": fill,
         "warnings": warnings,
     })
 }
