@@ -169,9 +169,10 @@ fn write(tables: &mut Tables, mirror: &mut Contents, to: &Contents) -> Result<()
 fn maps_keep_what_an_agent_wrote() {
     on_a_node(|bpffs| {
         let mut desired = Contents::default();
-        desired.v4.endpoints.extend([endpoint(1), endpoint(2)]);
+        let policy = &mut desired.policy.v4;
+        policy.endpoints.extend([endpoint(1), endpoint(2)]);
         let prefix = LpmKey::address(Addr4::new([10, 1, 0, 0]), 16);
-        desired.v4.ipcache.insert(
+        policy.ipcache.insert(
             prefix,
             IpcacheEntry {
                 identity: 7,
@@ -217,6 +218,7 @@ fn a_full_map_is_told_with_its_name_and_nothing_is_lost() {
         let mut mirror = Contents::default();
         let mut desired = Contents::default();
         desired
+            .policy
             .v4
             .endpoints
             .extend([endpoint(1), endpoint(2), endpoint(3)]);
@@ -227,7 +229,7 @@ fn a_full_map_is_told_with_its_name_and_nothing_is_lost() {
             other => panic!("{other}"),
         }
         assert_eq!(
-            mirror.v4.endpoints,
+            mirror.policy.v4.endpoints,
             BTreeMap::from([endpoint(1), endpoint(2)])
         );
         assert_eq!(tables.read().expect("reads"), mirror);
@@ -238,9 +240,9 @@ fn a_full_map_is_told_with_its_name_and_nothing_is_lost() {
             .expect("told");
         assert_eq!((full.entries, full.capacity), (2, 2));
         // Room again: the same change goes on where it stopped.
-        desired.v4.endpoints.remove(&endpoint(1).0);
+        desired.policy.v4.endpoints.remove(&endpoint(1).0);
         let mut smaller = Contents::default();
-        smaller.v4.endpoints.insert(endpoint(2).0, endpoint(2).1);
+        smaller.policy.v4.endpoints.extend([endpoint(2)]);
         write(&mut tables, &mut mirror, &smaller).expect("deletes");
         write(&mut tables, &mut mirror, &desired).expect("writes");
         assert_eq!(tables.read().expect("reads"), desired);
@@ -259,13 +261,14 @@ fn many_entries_are_written_as_few_are() {
         let slot = |slot| SlotKey { service: 7, slot };
         for number in 0..MANY {
             let backend = Slot { backend: !number };
-            desired.slots.insert(slot(number), backend);
+            desired.services.slots.insert(slot(number), backend);
             let address = Addr6::new(u128::from(number).to_be_bytes());
             let entry = IpcacheEntry {
                 identity: number,
                 ..IpcacheEntry::default()
             };
             desired
+                .policy
                 .v6
                 .ipcache
                 .insert(LpmKey::address(address, 128), entry);
@@ -280,8 +283,8 @@ fn many_entries_are_written_as_few_are() {
         other.remove(&slot(5_000)).expect("removes");
         let batch = Batch::Slots(Writes::Delete((0..MANY).map(slot).collect()));
         tables.write(&batch, &mut mirror).expect("deletes");
-        assert!(mirror.slots.is_empty());
-        assert!(tables.read().expect("reads").slots.is_empty());
+        assert!(mirror.services.slots.is_empty());
+        assert!(tables.read().expect("reads").services.slots.is_empty());
 
         // The first entries that have room are in the map and in the mirror, no more and no less.
         let too_many = (0..MANY + 100).map(|number| (slot(number), Slot { backend: 1 }));
@@ -291,8 +294,8 @@ fn many_entries_are_written_as_few_are() {
             matches!(error, TableError::Full { map: "slots", .. }),
             "{error}"
         );
-        assert!(mirror.slots.len() >= MANY as usize);
-        assert!(tables.read().expect("reads").slots == mirror.slots);
+        assert!(mirror.services.slots.len() >= MANY as usize);
+        assert!(tables.read().expect("reads").services.slots == mirror.services.slots);
     });
 }
 
@@ -359,7 +362,7 @@ fn sockets_are_deserted_when_their_backend_serves_no_more() {
                 port: 53,
                 flags: 0,
             };
-            mirror.v4.backends.insert(number, backend);
+            mirror.services.v4.backends.insert(number, backend);
         }
         let all = [
             led(1, 1, SOCKET_BACK, 1),  // Serves, if nobody new.
@@ -370,7 +373,7 @@ fn sockets_are_deserted_when_their_backend_serves_no_more() {
         for (key, peer) in all {
             sockets.insert(key, peer, 0).expect("writes");
         }
-        let deserted = tables.deserted_sockets(&mirror).expect("reads");
+        let deserted = tables.deserted_sockets(&mirror.services).expect("reads");
         let told: Vec<_> = deserted
             .iter()
             .map(|socket| (socket.cookie, socket.backend.to_string(), socket.protocol))
@@ -634,9 +637,13 @@ fn a_full_map_of_services_keeps_no_policy_out() {
                 protocol: 6,
                 scope: 0,
             };
-            desired.v4.frontends.insert(key, Frontend::default());
+            desired
+                .services
+                .v4
+                .frontends
+                .insert(key, Frontend::default());
         }
-        desired.v4.endpoints.extend([endpoint(1)]);
+        desired.policy.v4.endpoints.extend([endpoint(1)]);
         let (mut mirror, mut config) = (Contents::default(), Config::default());
         let changes = diff(&mirror, &desired);
         let error = tables
@@ -659,9 +666,9 @@ fn a_full_map_of_services_keeps_no_policy_out() {
         );
         let held = tables.read().expect("reads");
         assert_eq!(held, mirror, "the mirror tells what the maps hold");
-        assert_eq!(held.v4.endpoints, desired.v4.endpoints);
+        assert_eq!(held.policy, desired.policy);
         assert!(
-            held.v4.frontends.is_empty(),
+            held.services.v4.frontends.is_empty(),
             "what does not fit is not begun"
         );
         assert_eq!(

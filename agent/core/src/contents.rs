@@ -13,7 +13,10 @@ use weft_abi::{
     policy::{
         POLICY_PREFIX_PEER, POLICY_PREFIX_PORT, POLICY_PREFIX_PROTOCOL, PolicyKey, PolicyVerdict,
     },
-    service::{Backend, Frontend, FrontendKey, Slot, SlotKey},
+    service::{
+        Backend, Frontend, FrontendKey, MaglevBlock, MaglevKey, SOURCE_RANGE_PREFIX, Slot, SlotKey,
+        SourceRange,
+    },
 };
 
 use crate::family::{Address, leading_mask};
@@ -67,44 +70,97 @@ impl LpmKey<PolicyKey> {
     }
 }
 
-/// The maps of one address family; `A` is its address.
+impl<A: Address> LpmKey<SourceRange<A>> {
+    /// The key of a network of sources that a service port lets in.
+    #[must_use]
+    pub fn sources(service: u32, address: A, prefix_len: u32) -> Self {
+        let network = LpmKey::address(address, prefix_len);
+        Self {
+            prefix_len: SOURCE_RANGE_PREFIX + network.prefix_len,
+            data: SourceRange {
+                service,
+                address: network.data,
+            },
+        }
+    }
+}
+
+/// The value in `source_ranges4` and `source_ranges6`; what counts is that there is one.
+pub type LetIn = u32;
+
+/// The maps of one address family that say whether and whither; `A` is its address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FamilyTables<A: Address> {
+pub struct PolicyTables<A: Address> {
     /// `endpoints4`, `endpoints6`.
     pub endpoints: BTreeMap<A, Endpoint>,
     /// `ipcache4`, `ipcache6`.
     pub ipcache: BTreeMap<LpmKey<A>, IpcacheEntry>,
-    /// `frontends4`, `frontends6`.
-    pub frontends: BTreeMap<FrontendKey<A>, Frontend>,
-    /// `backends4`, `backends6`, by the backend's number.
-    pub backends: BTreeMap<u32, Backend<A>>,
 }
 
-impl<A: Address> Default for FamilyTables<A> {
+impl<A: Address> Default for PolicyTables<A> {
     fn default() -> Self {
         Self {
             endpoints: BTreeMap::new(),
             ipcache: BTreeMap::new(),
-            frontends: BTreeMap::new(),
-            backends: BTreeMap::new(),
         }
     }
+}
+
+/// The maps that say whether a packet passes, whither, and how fast.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PolicyContents {
+    /// The IPv4 maps.
+    pub v4: PolicyTables<Addr4>,
+    /// The IPv6 maps.
+    pub v6: PolicyTables<Addr6>,
+    /// `policy`.
+    pub verdicts: BTreeMap<LpmKey<PolicyKey>, PolicyVerdict>,
+    /// `bandwidth`, by interface index. How full a bucket is belongs to the programs: `full_at` is
+    /// always 0 here, and whoever reads the map back makes it so.
+    pub bandwidth: BTreeMap<u32, Bandwidth>,
+}
+
+/// The maps of one address family that say which backend; `A` is its address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceTables<A: Address> {
+    /// `frontends4`, `frontends6`.
+    pub frontends: BTreeMap<FrontendKey<A>, Frontend>,
+    /// `backends4`, `backends6`, by the backend's number.
+    pub backends: BTreeMap<u32, Backend<A>>,
+    /// `source_ranges4`, `source_ranges6`.
+    pub source_ranges: BTreeMap<LpmKey<SourceRange<A>>, LetIn>,
+}
+
+impl<A: Address> Default for ServiceTables<A> {
+    fn default() -> Self {
+        Self {
+            frontends: BTreeMap::new(),
+            backends: BTreeMap::new(),
+            source_ranges: BTreeMap::new(),
+        }
+    }
+}
+
+/// The maps that say which backend.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceContents {
+    /// The IPv4 maps.
+    pub v4: ServiceTables<Addr4>,
+    /// The IPv6 maps.
+    pub v6: ServiceTables<Addr6>,
+    /// `slots`.
+    pub slots: BTreeMap<SlotKey, Slot>,
+    /// `maglev`.
+    pub maglev: BTreeMap<MaglevKey, MaglevBlock>,
 }
 
 /// Everything that the agent writes into maps, except the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contents {
-    /// The IPv4 maps.
-    pub v4: FamilyTables<Addr4>,
-    /// The IPv6 maps.
-    pub v6: FamilyTables<Addr6>,
-    /// `policy`.
-    pub policy: BTreeMap<LpmKey<PolicyKey>, PolicyVerdict>,
-    /// `slots`.
-    pub slots: BTreeMap<SlotKey, Slot>,
-    /// `bandwidth`, by interface index. How full a bucket is belongs to the programs: `full_at` is
-    /// always 0 here, and whoever reads the map back makes it so.
-    pub bandwidth: BTreeMap<u32, Bandwidth>,
+    /// Whether, whither, how fast.
+    pub policy: PolicyContents,
+    /// Which backend.
+    pub services: ServiceContents,
 }
 
 #[cfg(test)]

@@ -3,18 +3,27 @@
 //! The order, and why (a reference never points at what is not there, and no packet is judged by
 //! half a change for good):
 //!
-//! 1. Backends, slots, frontends are put, in this order. So a frontend's slots and their backends
-//!    exist before its count includes them, and a slot that moves moves to a backend that exists.
-//! 2. Policy entries are put. Sets and identities are numbered by their content, so these are new
+//! Of services ([`diff_services`]):
+//! 1. Backends are put, then slots, blocks of Maglev tables and source ranges, then frontends. So
+//!    what a frontend leads to exists before its count includes it, a slot that moves moves to a
+//!    backend that exists, and nobody is let in or kept out by ranges that are not complete.
+//! 2. Frontends are deleted, then source ranges, blocks, slots, and backends at last: nothing leads
+//!    to a thing that is deleted.
+//! 3. The epoch is bumped.
+//!
+//! Of policies ([`diff_policy`]):
+//! 1. Policy entries are put. Sets and identities are numbered by their content, so these are new
 //!    keys that no endpoint or address leads to yet.
-//! 3. Address prefixes are put, longest first: while a prefix changes, what is nested in it already
+//! 2. Address prefixes are put, longest first: while a prefix changes, what is nested in it already
 //!    has its own entry and does not see the change.
-//! 4. Limits of bandwidth are put, then endpoints: the flip to the new policy sets.
-//! 5. Endpoints, limits, address prefixes (shortest first, for the same reason), frontends, slots,
-//!    backends are deleted: nothing leads to a thing that is deleted.
-//! 6. The epoch is bumped. Everything that can alter a decision is in place now, so a flow that is
+//! 3. Limits of bandwidth are put, then endpoints: the flip to the new policy sets.
+//! 4. Endpoints, limits, address prefixes (shortest first, for the same reason) are deleted.
+//! 5. The epoch is bumped. Everything that can alter a decision is in place now, so a flow that is
 //!    decided again is decided by the whole of it, and needs no second bump.
-//! 7. Policy entries are deleted, which nothing refers to any more.
+//! 6. Policy entries are deleted, which nothing refers to any more.
+//!
+//! Where both change, services come first ([`diff`]): an address of a network of services without
+//! its frontends would drop.
 //!
 //! A failed write ends the writes of its [`Concern`] and leaves its maps somewhere in this order; the
 //! next diff starts from there.
@@ -26,11 +35,13 @@ use weft_abi::{
     endpoint::{Bandwidth, Endpoint},
     ipcache::IpcacheEntry,
     policy::{PolicyKey, PolicyVerdict},
-    service::{Backend, Frontend, FrontendKey, Slot, SlotKey},
+    service::{Backend, Frontend, FrontendKey, MaglevBlock, MaglevKey, Slot, SlotKey, SourceRange},
 };
 
 use crate::{
-    contents::{Contents, FamilyTables, LpmKey},
+    contents::{
+        Contents, LetIn, LpmKey, PolicyContents, PolicyTables, ServiceContents, ServiceTables,
+    },
     family::Address,
 };
 
@@ -85,6 +96,8 @@ pub enum FamilyBatch<A: Address> {
     Frontends(Writes<FrontendKey<A>, Frontend>),
     /// `backends4`, `backends6`.
     Backends(Writes<u32, Backend<A>>),
+    /// `source_ranges4`, `source_ranges6`.
+    SourceRanges(Writes<LpmKey<SourceRange<A>>, LetIn>),
 }
 
 /// Writes to one map.
@@ -98,6 +111,8 @@ pub enum Batch {
     Policy(Writes<LpmKey<PolicyKey>, PolicyVerdict>),
     /// To `slots`.
     Slots(Writes<SlotKey, Slot>),
+    /// To `maglev`.
+    Maglev(Writes<MaglevKey, MaglevBlock>),
     /// To `bandwidth`.
     Bandwidth(Writes<u32, Bandwidth>),
 }
@@ -163,26 +178,37 @@ impl<A: Address> FamilyBatch<A> {
             Self::Ipcache(writes) => writes.len(),
             Self::Frontends(writes) => writes.len(),
             Self::Backends(writes) => writes.len(),
+            Self::SourceRanges(writes) => writes.len(),
         }
     }
 
     fn apply(&self, contents: &mut Contents) {
-        let tables = A::tables_mut(contents);
+        let policy = A::policy_mut(&mut contents.policy);
+        let services = A::services_mut(&mut contents.services);
         match self {
-            Self::Endpoints(writes) => writes.apply(&mut tables.endpoints),
-            Self::Ipcache(writes) => writes.apply(&mut tables.ipcache),
-            Self::Frontends(writes) => writes.apply(&mut tables.frontends),
-            Self::Backends(writes) => writes.apply(&mut tables.backends),
+            Self::Endpoints(writes) => writes.apply(&mut policy.endpoints),
+            Self::Ipcache(writes) => writes.apply(&mut policy.ipcache),
+            Self::Frontends(writes) => writes.apply(&mut services.frontends),
+            Self::Backends(writes) => writes.apply(&mut services.backends),
+            Self::SourceRanges(writes) => writes.apply(&mut services.source_ranges),
         }
     }
 
-    const fn map_name(&self, names: [&'static str; 4]) -> &'static str {
-        let [endpoints, ipcache, frontends, backends] = names;
+    const fn concern(&self) -> Concern {
+        match self {
+            Self::Endpoints(_) | Self::Ipcache(_) => Concern::Policy,
+            Self::Frontends(_) | Self::Backends(_) | Self::SourceRanges(_) => Concern::Services,
+        }
+    }
+
+    const fn map_name(&self, names: [&'static str; 5]) -> &'static str {
+        let [endpoints, ipcache, frontends, backends, source_ranges] = names;
         match self {
             Self::Endpoints(_) => endpoints,
             Self::Ipcache(_) => ipcache,
             Self::Frontends(_) => frontends,
             Self::Backends(_) => backends,
+            Self::SourceRanges(_) => source_ranges,
         }
     }
 }
@@ -192,7 +218,7 @@ impl<A: Address> FamilyBatch<A> {
 /// if it had none: a pod that is too fast does less harm than one that is not policed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Concern {
-    /// Which backend: frontends, slots, backends.
+    /// Which backend: frontends, slots, backends, Maglev tables, source ranges.
     Services,
     /// Whether and whither: endpoints, address prefixes, policy entries.
     Policy,
@@ -205,11 +231,11 @@ impl Batch {
     #[must_use]
     pub const fn concern(&self) -> Concern {
         match self {
-            Self::V4(FamilyBatch::Frontends(_) | FamilyBatch::Backends(_))
-            | Self::V6(FamilyBatch::Frontends(_) | FamilyBatch::Backends(_))
-            | Self::Slots(_) => Concern::Services,
+            Self::V4(batch) => batch.concern(),
+            Self::V6(batch) => batch.concern(),
+            Self::Slots(_) | Self::Maglev(_) => Concern::Services,
             Self::Bandwidth(_) => Concern::Limits,
-            Self::V4(_) | Self::V6(_) | Self::Policy(_) => Concern::Policy,
+            Self::Policy(_) => Concern::Policy,
         }
     }
 
@@ -222,6 +248,7 @@ impl Batch {
             Self::V6(batch) => batch.len(),
             Self::Policy(writes) => writes.len(),
             Self::Slots(writes) => writes.len(),
+            Self::Maglev(writes) => writes.len(),
             Self::Bandwidth(writes) => writes.len(),
         }
     }
@@ -231,9 +258,10 @@ impl Batch {
         match self {
             Self::V4(batch) => batch.apply(contents),
             Self::V6(batch) => batch.apply(contents),
-            Self::Policy(writes) => writes.apply(&mut contents.policy),
-            Self::Slots(writes) => writes.apply(&mut contents.slots),
-            Self::Bandwidth(writes) => writes.apply(&mut contents.bandwidth),
+            Self::Policy(writes) => writes.apply(&mut contents.policy.verdicts),
+            Self::Slots(writes) => writes.apply(&mut contents.services.slots),
+            Self::Maglev(writes) => writes.apply(&mut contents.services.maglev),
+            Self::Bandwidth(writes) => writes.apply(&mut contents.policy.bandwidth),
         }
     }
 
@@ -241,14 +269,23 @@ impl Batch {
     #[must_use]
     pub const fn map_name(&self) -> &'static str {
         match self {
-            Self::V4(batch) => {
-                batch.map_name(["endpoints4", "ipcache4", "frontends4", "backends4"])
-            }
-            Self::V6(batch) => {
-                batch.map_name(["endpoints6", "ipcache6", "frontends6", "backends6"])
-            }
+            Self::V4(batch) => batch.map_name([
+                "endpoints4",
+                "ipcache4",
+                "frontends4",
+                "backends4",
+                "source_ranges4",
+            ]),
+            Self::V6(batch) => batch.map_name([
+                "endpoints6",
+                "ipcache6",
+                "frontends6",
+                "backends6",
+                "source_ranges6",
+            ]),
             Self::Policy(_) => "policy",
             Self::Slots(_) => "slots",
+            Self::Maglev(_) => "maglev",
             Self::Bandwidth(_) => "bandwidth",
         }
     }
@@ -257,17 +294,55 @@ impl Batch {
 /// What turns `current` into `desired`; empty if they are equal.
 #[must_use]
 pub fn diff(current: &Contents, desired: &Contents) -> Changes {
+    let services = diff_services(&current.services, &desired.services);
+    services.then(diff_policy(&current.policy, &desired.policy))
+}
+
+/// What turns the maps of services into the desired ones; empty if they are equal. Parts of the maps
+/// are as good as the whole, if each has all of the services that the other has something of.
+#[must_use]
+pub fn diff_services(current: &ServiceContents, desired: &ServiceContents) -> Changes {
     let mut changes = Changes::default();
-    let v4 = FamilyDiff::new(&current.v4, &desired.v4);
-    let v6 = FamilyDiff::new(&current.v6, &desired.v6);
+    let v4 = ServicesDiff::new(&current.v4, &desired.v4);
+    let v6 = ServicesDiff::new(&current.v6, &desired.v6);
+    let slots = MapDiff::new(&current.slots, &desired.slots);
+    let maglev = MapDiff::new(&current.maglev, &desired.maglev);
 
     changes.write(Batch::V4(FamilyBatch::Backends(v4.backends.puts)));
     changes.write(Batch::V6(FamilyBatch::Backends(v6.backends.puts)));
-    let slots = MapDiff::new(&current.slots, &desired.slots);
     changes.write(Batch::Slots(slots.puts));
+    changes.write(Batch::Maglev(maglev.puts));
+    changes.write(Batch::V4(FamilyBatch::SourceRanges(v4.source_ranges.puts)));
+    changes.write(Batch::V6(FamilyBatch::SourceRanges(v6.source_ranges.puts)));
     changes.write(Batch::V4(FamilyBatch::Frontends(v4.frontends.puts)));
     changes.write(Batch::V6(FamilyBatch::Frontends(v6.frontends.puts)));
-    let policy = MapDiff::new(&current.policy, &desired.policy);
+
+    changes.write(Batch::V4(FamilyBatch::Frontends(v4.frontends.deletes)));
+    changes.write(Batch::V6(FamilyBatch::Frontends(v6.frontends.deletes)));
+    changes.write(Batch::V4(FamilyBatch::SourceRanges(
+        v4.source_ranges.deletes,
+    )));
+    changes.write(Batch::V6(FamilyBatch::SourceRanges(
+        v6.source_ranges.deletes,
+    )));
+    changes.write(Batch::Maglev(maglev.deletes));
+    changes.write(Batch::Slots(slots.deletes));
+    changes.write(Batch::V4(FamilyBatch::Backends(v4.backends.deletes)));
+    changes.write(Batch::V6(FamilyBatch::Backends(v6.backends.deletes)));
+    if !changes.is_empty() {
+        changes.steps.push(Step::BumpEpoch);
+    }
+    changes
+}
+
+/// What turns the maps of policies into the desired ones; empty if they are equal.
+#[must_use]
+pub fn diff_policy(current: &PolicyContents, desired: &PolicyContents) -> Changes {
+    let mut changes = Changes::default();
+    let v4 = PolicyDiff::new(&current.v4, &desired.v4);
+    let v6 = PolicyDiff::new(&current.v6, &desired.v6);
+
+    let policy = MapDiff::new(&current.verdicts, &desired.verdicts);
     changes.write(Batch::Policy(policy.puts));
     changes.write(Batch::V4(FamilyBatch::Ipcache(v4.ipcache.puts.reversed())));
     changes.write(Batch::V6(FamilyBatch::Ipcache(v6.ipcache.puts.reversed())));
@@ -281,11 +356,6 @@ pub fn diff(current: &Contents, desired: &Contents) -> Changes {
     changes.write(Batch::Bandwidth(bandwidth.deletes));
     changes.write(Batch::V4(FamilyBatch::Ipcache(v4.ipcache.deletes)));
     changes.write(Batch::V6(FamilyBatch::Ipcache(v6.ipcache.deletes)));
-    changes.write(Batch::V4(FamilyBatch::Frontends(v4.frontends.deletes)));
-    changes.write(Batch::V6(FamilyBatch::Frontends(v6.frontends.deletes)));
-    changes.write(Batch::Slots(slots.deletes));
-    changes.write(Batch::V4(FamilyBatch::Backends(v4.backends.deletes)));
-    changes.write(Batch::V6(FamilyBatch::Backends(v6.backends.deletes)));
 
     if !changes.is_empty() {
         changes.steps.push(Step::BumpEpoch);
@@ -330,20 +400,32 @@ impl<A, V> Writes<LpmKey<A>, V> {
     }
 }
 
-struct FamilyDiff<A> {
+struct PolicyDiff<A> {
     endpoints: MapDiff<A, Endpoint>,
     ipcache: MapDiff<LpmKey<A>, IpcacheEntry>,
-    frontends: MapDiff<FrontendKey<A>, Frontend>,
-    backends: MapDiff<u32, Backend<A>>,
 }
 
-impl<A: Address> FamilyDiff<A> {
-    fn new(current: &FamilyTables<A>, desired: &FamilyTables<A>) -> Self {
+impl<A: Address> PolicyDiff<A> {
+    fn new(current: &PolicyTables<A>, desired: &PolicyTables<A>) -> Self {
         Self {
             endpoints: MapDiff::new(&current.endpoints, &desired.endpoints),
             ipcache: MapDiff::new(&current.ipcache, &desired.ipcache),
+        }
+    }
+}
+
+struct ServicesDiff<A> {
+    frontends: MapDiff<FrontendKey<A>, Frontend>,
+    backends: MapDiff<u32, Backend<A>>,
+    source_ranges: MapDiff<LpmKey<SourceRange<A>>, LetIn>,
+}
+
+impl<A: Address> ServicesDiff<A> {
+    fn new(current: &ServiceTables<A>, desired: &ServiceTables<A>) -> Self {
+        Self {
             frontends: MapDiff::new(&current.frontends, &desired.frontends),
             backends: MapDiff::new(&current.backends, &desired.backends),
+            source_ranges: MapDiff::new(&current.source_ranges, &desired.source_ranges),
         }
     }
 }

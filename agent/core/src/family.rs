@@ -7,7 +7,7 @@ use std::{
 
 use weft_abi::addr::{Addr4, Addr6};
 
-use crate::contents::{Contents, FamilyTables};
+use crate::contents::{PolicyContents, PolicyTables, ServiceContents, ServiceTables};
 
 /// An address of one family, as the maps hold it.
 pub trait Address: Copy + Debug + Default + Ord + 'static {
@@ -27,11 +27,17 @@ pub trait Address: Copy + Debug + Default + Ord + 'static {
     /// The inverse of [`Self::to_leading_bits`]; bits beyond the address are ignored.
     fn from_leading_bits(bits: u128) -> Self;
 
-    /// The family's maps.
-    fn tables(contents: &Contents) -> &FamilyTables<Self>;
+    /// The family's maps of policies.
+    fn policy(contents: &PolicyContents) -> &PolicyTables<Self>;
 
-    /// The family's maps, to fill them.
-    fn tables_mut(contents: &mut Contents) -> &mut FamilyTables<Self>;
+    /// The same, to fill them.
+    fn policy_mut(contents: &mut PolicyContents) -> &mut PolicyTables<Self>;
+
+    /// The family's maps of services.
+    fn services(contents: &ServiceContents) -> &ServiceTables<Self>;
+
+    /// The same, to fill them.
+    fn services_mut(contents: &mut ServiceContents) -> &mut ServiceTables<Self>;
 }
 
 impl Address for Addr4 {
@@ -57,11 +63,19 @@ impl Address for Addr4 {
         Self::new([a, b, c, d])
     }
 
-    fn tables(contents: &Contents) -> &FamilyTables<Self> {
+    fn policy(contents: &PolicyContents) -> &PolicyTables<Self> {
         &contents.v4
     }
 
-    fn tables_mut(contents: &mut Contents) -> &mut FamilyTables<Self> {
+    fn policy_mut(contents: &mut PolicyContents) -> &mut PolicyTables<Self> {
+        &mut contents.v4
+    }
+
+    fn services(contents: &ServiceContents) -> &ServiceTables<Self> {
+        &contents.v4
+    }
+
+    fn services_mut(contents: &mut ServiceContents) -> &mut ServiceTables<Self> {
         &mut contents.v4
     }
 }
@@ -88,11 +102,19 @@ impl Address for Addr6 {
         Self::new(bits.to_be_bytes())
     }
 
-    fn tables(contents: &Contents) -> &FamilyTables<Self> {
+    fn policy(contents: &PolicyContents) -> &PolicyTables<Self> {
         &contents.v6
     }
 
-    fn tables_mut(contents: &mut Contents) -> &mut FamilyTables<Self> {
+    fn policy_mut(contents: &mut PolicyContents) -> &mut PolicyTables<Self> {
+        &mut contents.v6
+    }
+
+    fn services(contents: &ServiceContents) -> &ServiceTables<Self> {
+        &contents.v6
+    }
+
+    fn services_mut(contents: &mut ServiceContents) -> &mut ServiceTables<Self> {
         &mut contents.v6
     }
 }

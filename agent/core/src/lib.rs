@@ -30,3 +30,4 @@ pub mod name;
 pub mod podnet;
 pub mod rules;
 pub mod selector;
+pub mod services;

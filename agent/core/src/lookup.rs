@@ -1,4 +1,4 @@
-//! The lookups that the datapath does, over [`Contents`] instead of the kernel's maps: what status
+//! The lookups that the datapath does, over [`PolicyContents`] instead of the kernel's maps: what status
 //! and explanations tell, and what tests compare.
 
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use weft_abi::{
 };
 
 use crate::{
-    contents::{Contents, LpmKey},
+    contents::{LpmKey, PolicyContents},
     family::Address,
     rules::Direction,
 };
@@ -37,7 +37,7 @@ impl PolicyMatch {
 
 /// The local endpoint of an address.
 #[must_use]
-pub fn endpoint(contents: &Contents, address: IpAddr) -> Option<Endpoint> {
+pub fn endpoint(contents: &PolicyContents, address: IpAddr) -> Option<Endpoint> {
     match address {
         IpAddr::V4(v4) => contents.v4.endpoints.get(&v4.into()).copied(),
         IpAddr::V6(v6) => contents.v6.endpoints.get(&v6.into()).copied(),
@@ -46,15 +46,18 @@ pub fn endpoint(contents: &Contents, address: IpAddr) -> Option<Endpoint> {
 
 /// The longest prefix that covers an address, and its length.
 #[must_use]
-pub fn ipcache(contents: &Contents, address: IpAddr) -> Option<(u32, IpcacheEntry)> {
+pub fn ipcache(contents: &PolicyContents, address: IpAddr) -> Option<(u32, IpcacheEntry)> {
     match address {
         IpAddr::V4(v4) => longest_prefix(contents, Addr4::from(v4)),
         IpAddr::V6(v6) => longest_prefix(contents, Addr6::from(v6)),
     }
 }
 
-fn longest_prefix<A: Address>(contents: &Contents, address: A) -> Option<(u32, IpcacheEntry)> {
-    let table = &A::tables(contents).ipcache;
+fn longest_prefix<A: Address>(
+    contents: &PolicyContents,
+    address: A,
+) -> Option<(u32, IpcacheEntry)> {
+    let table = &A::policy(contents).ipcache;
     (0..=A::BITS).rev().find_map(|length| {
         let entry = table.get(&LpmKey::address(address, length))?;
         Some((length, *entry))
@@ -63,7 +66,7 @@ fn longest_prefix<A: Address>(contents: &Contents, address: A) -> Option<(u32, I
 
 /// The identity of an address, of this node or not.
 #[must_use]
-pub fn identity(contents: &Contents, address: IpAddr) -> u32 {
+pub fn identity(contents: &PolicyContents, address: IpAddr) -> u32 {
     match endpoint(contents, address) {
         Some(endpoint) => endpoint.identity,
         None => ipcache(contents, address).map_or(IDENTITY_NONE, |(_, entry)| entry.identity),
@@ -74,7 +77,7 @@ pub fn identity(contents: &Contents, address: IpAddr) -> u32 {
 /// `port` is the destination port, or for ICMP type and code. `None` denies.
 #[must_use]
 pub fn policy(
-    contents: &Contents,
+    contents: &PolicyContents,
     policy_set: u32,
     direction: Direction,
     identity: u32,
@@ -93,7 +96,7 @@ pub fn policy(
             .rev()
             .find_map(|length| {
                 let key = LpmKey::policy(exact, length);
-                let verdict = *contents.policy.get(&key)?;
+                let verdict = *contents.verdicts.get(&key)?;
                 Some(PolicyMatch { key, verdict })
             })
     })
@@ -103,7 +106,7 @@ pub fn policy(
 /// exemptions of the datapath (its own node, itself, replies) are not considered.
 #[must_use]
 pub fn allows(
-    contents: &Contents,
+    contents: &PolicyContents,
     endpoint: &Endpoint,
     direction: Direction,
     peer: IpAddr,

@@ -30,8 +30,12 @@ use weft_abi::drop::{DropCount, DropReason};
 use weft_abi::endpoint::{Bandwidth, Bucket, Endpoint};
 use weft_abi::ipcache::IpcacheEntry;
 use weft_abi::policy::{PolicyKey, PolicyVerdict};
-use weft_abi::service::{Backend, Frontend, FrontendKey, Slot, SlotKey};
-use weft_core::contents::{Contents, FamilyTables};
+use weft_abi::service::{
+    Backend, Frontend, FrontendKey, MaglevBlock, MaglevKey, Slot, SlotKey, SourceRange,
+};
+use weft_core::contents::{
+    Contents, LetIn, PolicyContents, PolicyTables, ServiceContents, ServiceTables,
+};
 use weft_core::diff::{Batch, Changes, Concern, FamilyBatch, Step, Writes};
 use weft_core::family::Address;
 
@@ -49,6 +53,7 @@ pub struct Tables {
     v6: FamilyHandles<Addr6>,
     policy: Lpm<PolicyKey, PolicyVerdict>,
     slots: Hash<SlotKey, Slot>,
+    maglev: Hash<MaglevKey, MaglevBlock>,
     bandwidth: Hash<u32, Bandwidth>,
     uplinks: Hash<u32, Uplink>,
     memory: Memory,
@@ -112,11 +117,13 @@ struct FamilyHandles<A: Address + Pod>
 where
     FrontendKey<A>: Pod + Ord,
     Backend<A>: Pod,
+    SourceRange<A>: Pod + Ord,
 {
     endpoints: Hash<A, Endpoint>,
     ipcache: Lpm<A, IpcacheEntry>,
     frontends: Hash<FrontendKey<A>, Frontend>,
     backends: Hash<u32, Backend<A>>,
+    source_ranges: Lpm<SourceRange<A>, LetIn>,
 }
 
 impl Tables {
@@ -140,15 +147,18 @@ impl Tables {
                 ipcache: Lpm::open(loaded, "ipcache4")?,
                 frontends: Hash::open(loaded, "frontends4")?,
                 backends: Hash::open(loaded, "backends4")?,
+                source_ranges: Lpm::open(loaded, "source_ranges4")?,
             },
             v6: FamilyHandles {
                 endpoints: Hash::open(loaded, "endpoints6")?,
                 ipcache: Lpm::open(loaded, "ipcache6")?,
                 frontends: Hash::open(loaded, "frontends6")?,
                 backends: Hash::open(loaded, "backends6")?,
+                source_ranges: Lpm::open(loaded, "source_ranges6")?,
             },
             policy: Lpm::open(loaded, "policy")?,
             slots: Hash::open(loaded, "slots")?,
+            maglev: Hash::open(loaded, "maglev")?,
             bandwidth: Hash::open(loaded, "bandwidth")?,
             uplinks: Hash::open(loaded, "uplinks")?,
             memory: Memory::open(loaded)?,
@@ -165,11 +175,18 @@ impl Tables {
     /// When the kernel refuses.
     pub fn read(&self) -> Result<Contents, TableError> {
         Ok(Contents {
-            v4: self.v4.read()?,
-            v6: self.v6.read()?,
-            policy: self.policy.read()?,
-            slots: self.slots.read()?,
-            bandwidth: self.limits()?,
+            policy: PolicyContents {
+                v4: self.v4.read_policy()?,
+                v6: self.v6.read_policy()?,
+                verdicts: self.policy.read()?,
+                bandwidth: self.limits()?,
+            },
+            services: ServiceContents {
+                v4: self.v4.read_services()?,
+                v6: self.v6.read_services()?,
+                slots: self.slots.read()?,
+                maglev: self.maglev.read()?,
+            },
         })
     }
 
@@ -194,11 +211,12 @@ impl Tables {
     /// The first entry that the kernel refused; the rest of the batch is not written.
     pub fn write(&mut self, batch: &Batch, mirror: &mut Contents) -> Result<(), TableError> {
         match batch {
-            Batch::V4(batch) => self.v4.write(batch, &mut mirror.v4),
-            Batch::V6(batch) => self.v6.write(batch, &mut mirror.v6),
-            Batch::Policy(writes) => self.policy.write(writes, &mut mirror.policy),
-            Batch::Slots(writes) => self.slots.write(writes, &mut mirror.slots),
-            Batch::Bandwidth(writes) => self.bandwidth.write(writes, &mut mirror.bandwidth),
+            Batch::V4(batch) => self.v4.write(batch, mirror),
+            Batch::V6(batch) => self.v6.write(batch, mirror),
+            Batch::Policy(writes) => self.policy.write(writes, &mut mirror.policy.verdicts),
+            Batch::Slots(writes) => self.slots.write(writes, &mut mirror.services.slots),
+            Batch::Maglev(writes) => self.maglev.write(writes, &mut mirror.services.maglev),
+            Batch::Bandwidth(writes) => self.bandwidth.write(writes, &mut mirror.policy.bandwidth),
         }
     }
 
@@ -329,6 +347,7 @@ impl Tables {
             v6: self.v6.room(),
             policy: (self.policy.name, self.policy.capacity),
             slots: (self.slots.name, self.slots.capacity),
+            maglev: (self.maglev.name, self.maglev.capacity),
             bandwidth: (self.bandwidth.name, self.bandwidth.capacity),
         }
     }
@@ -345,14 +364,24 @@ impl Tables {
                 });
             }
         };
-        self.v4.fill(&mirror.v4, &mut add);
-        self.v6.fill(&mirror.v6, &mut add);
-        add(self.policy.name, self.policy.capacity, mirror.policy.len());
-        add(self.slots.name, self.slots.capacity, mirror.slots.len());
+        self.v4.fill(mirror, &mut add);
+        self.v6.fill(mirror, &mut add);
+        let Contents { policy, services } = mirror;
+        add(
+            self.policy.name,
+            self.policy.capacity,
+            policy.verdicts.len(),
+        );
+        add(self.slots.name, self.slots.capacity, services.slots.len());
+        add(
+            self.maglev.name,
+            self.maglev.capacity,
+            services.maglev.len(),
+        );
         add(
             self.bandwidth.name,
             self.bandwidth.capacity,
-            mirror.bandwidth.len(),
+            policy.bandwidth.len(),
         );
         fill
     }
@@ -362,26 +391,34 @@ impl<A: Address + Pod> FamilyHandles<A>
 where
     FrontendKey<A>: Pod + Ord,
     Backend<A>: Pod,
+    SourceRange<A>: Pod + Ord,
 {
-    fn read(&self) -> Result<FamilyTables<A>, TableError> {
-        Ok(FamilyTables {
+    fn read_policy(&self) -> Result<PolicyTables<A>, TableError> {
+        Ok(PolicyTables {
             endpoints: self.endpoints.read()?,
             ipcache: self.ipcache.read()?,
-            frontends: self.frontends.read()?,
-            backends: self.backends.read()?,
         })
     }
 
-    fn write(
-        &mut self,
-        batch: &FamilyBatch<A>,
-        mirror: &mut FamilyTables<A>,
-    ) -> Result<(), TableError> {
+    fn read_services(&self) -> Result<ServiceTables<A>, TableError> {
+        Ok(ServiceTables {
+            frontends: self.frontends.read()?,
+            backends: self.backends.read()?,
+            source_ranges: self.source_ranges.read()?,
+        })
+    }
+
+    fn write(&mut self, batch: &FamilyBatch<A>, mirror: &mut Contents) -> Result<(), TableError> {
+        let policy = A::policy_mut(&mut mirror.policy);
+        let services = A::services_mut(&mut mirror.services);
         match batch {
-            FamilyBatch::Endpoints(writes) => self.endpoints.write(writes, &mut mirror.endpoints),
-            FamilyBatch::Ipcache(writes) => self.ipcache.write(writes, &mut mirror.ipcache),
-            FamilyBatch::Frontends(writes) => self.frontends.write(writes, &mut mirror.frontends),
-            FamilyBatch::Backends(writes) => self.backends.write(writes, &mut mirror.backends),
+            FamilyBatch::Endpoints(writes) => self.endpoints.write(writes, &mut policy.endpoints),
+            FamilyBatch::Ipcache(writes) => self.ipcache.write(writes, &mut policy.ipcache),
+            FamilyBatch::Frontends(writes) => self.frontends.write(writes, &mut services.frontends),
+            FamilyBatch::Backends(writes) => self.backends.write(writes, &mut services.backends),
+            FamilyBatch::SourceRanges(writes) => self
+                .source_ranges
+                .write(writes, &mut services.source_ranges),
         }
     }
 
@@ -391,29 +428,37 @@ where
             ipcache: (self.ipcache.name, self.ipcache.capacity),
             frontends: (self.frontends.name, self.frontends.capacity),
             backends: (self.backends.name, self.backends.capacity),
+            source_ranges: (self.source_ranges.name, self.source_ranges.capacity),
         }
     }
 
-    fn fill(&self, mirror: &FamilyTables<A>, add: &mut impl FnMut(&'static str, u32, usize)) {
+    fn fill(&self, mirror: &Contents, add: &mut impl FnMut(&'static str, u32, usize)) {
+        let policy = A::policy(&mirror.policy);
+        let services = A::services(&mirror.services);
         add(
             self.endpoints.name,
             self.endpoints.capacity,
-            mirror.endpoints.len(),
+            policy.endpoints.len(),
         );
         add(
             self.ipcache.name,
             self.ipcache.capacity,
-            mirror.ipcache.len(),
+            policy.ipcache.len(),
         );
         add(
             self.frontends.name,
             self.frontends.capacity,
-            mirror.frontends.len(),
+            services.frontends.len(),
         );
         add(
             self.backends.name,
             self.backends.capacity,
-            mirror.backends.len(),
+            services.backends.len(),
+        );
+        add(
+            self.source_ranges.name,
+            self.source_ranges.capacity,
+            services.source_ranges.len(),
         );
     }
 }

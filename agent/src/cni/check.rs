@@ -148,9 +148,9 @@ impl Attachments {
             let maps = self.shared.maps();
             record.addresses.iter().all(|address| {
                 let v4 = Addr4::from_ip(*address);
-                let v4 = v4.and_then(|address| maps.mirror.v4.endpoints.get(&address));
+                let v4 = v4.and_then(|address| maps.mirror.policy.v4.endpoints.get(&address));
                 let v6 = Addr6::from_ip(*address);
-                let v6 = v6.and_then(|address| maps.mirror.v6.endpoints.get(&address));
+                let v6 = v6.and_then(|address| maps.mirror.policy.v6.endpoints.get(&address));
                 let entry = v4.or(v6);
                 entry.is_some_and(|entry| entry.ifindex == record.ifindex)
             })

@@ -1,7 +1,8 @@
 //! The compiler's part: from the cluster to the maps.
 //!
 //! ```text
-//!   Cluster + endpoints --compile--> Desired --diff with the mirror--> Changes --apply--> maps
+//!   Cluster + endpoints --compile--> Desired ---diff with the mirror--> Changes --apply--> maps
+//!                       --update--> services --'
 //! ```
 //!
 //! Invariants:
@@ -14,16 +15,18 @@ use std::time::{Instant, SystemTime};
 use anyhow::{Context as _, Result};
 use tracing::warn;
 use weft_core::compile::{Compiler, Desired};
-use weft_core::diff::{Concern, diff};
-use weft_core::model::LocalEndpoint;
+use weft_core::diff::{Concern, diff_policy, diff_services};
+use weft_core::model::{LocalEndpoint, Warning};
+use weft_core::services::Dirty;
 
 use super::maps::Maps;
 use super::policy;
 use super::shared::Shared;
 use crate::endpoints::Record;
 use crate::health::{Counts, LocalServices, Observation, Progress};
+use crate::watch::Cluster;
 
-/// The compiler, and the numbers that it gave.
+/// The compiler of policies, and the numbers that it gave.
 #[derive(Debug)]
 pub struct Compilation {
     compiler: Compiler,
@@ -33,14 +36,12 @@ pub struct Compilation {
 }
 
 impl Compilation {
-    /// Goes on with the numbers that the maps hold.
+    /// Compiles by the operator's settings.
     pub fn new(shared: &Shared) -> Self {
-        let mut compiler = Compiler::new();
-        compiler.adopt(&shared.maps().mirror);
         let settings = shared.config.settings.clone();
         shared.cluster.update(|state| state.settings = settings);
         Self {
-            compiler,
+            compiler: Compiler::new(),
             progress: Progress::new(SystemTime::now()),
             local: LocalServices::default(),
         }
@@ -100,26 +101,40 @@ impl Compilation {
 /// # Errors
 ///
 /// When a map takes no more.
-pub fn write(maps: &mut Maps, desired: Option<Desired>, records: &[Record]) -> Result<usize> {
+pub fn write(
+    cluster: &Cluster,
+    maps: &mut Maps,
+    desired: Option<Desired>,
+    records: &[Record],
+) -> Result<usize> {
     let complete = desired.is_some();
     let changes = match desired {
         Some(desired) => {
-            for warning in &desired.warnings {
-                if !maps.desired.warnings.contains(warning) {
-                    warn!(object = warning.object, "{}", warning.message);
-                }
-            }
-            let changes = desired.changes(&maps.mirror);
+            tell(&desired.warnings, &maps.desired.warnings);
+            let known: Vec<_> = maps.services.warnings().cloned().collect();
             // The meanings first: an event of a new rule may come before this returns.
+            cluster.with(|state| maps.services.update(state, &Dirty::everything()));
+            tell(maps.services.warnings(), &known);
+            let services = diff_services(&maps.mirror.services, maps.services.contents());
+            let changes = services.then(desired.changes(&maps.mirror.policy));
             maps.desired = desired;
             changes
         }
-        None => diff(
-            &maps.mirror,
-            &policy::without_policies(&maps.mirror, records),
+        None => diff_policy(
+            &maps.mirror.policy,
+            &policy::without_policies(&maps.mirror.policy, records),
         ),
     };
     maps.apply(&changes, complete)
         .context("cannot write the maps")?;
     Ok(changes.entries())
+}
+
+/// Logs the warnings that are not known yet.
+fn tell<'a>(warnings: impl IntoIterator<Item = &'a Warning>, known: &[Warning]) {
+    for warning in warnings {
+        if !known.contains(warning) {
+            warn!(object = warning.object, "{}", warning.message);
+        }
+    }
 }

@@ -12,6 +12,7 @@ use weft_abi::config::{Config as DatapathConfig, Uplink as UplinkEntry};
 use weft_core::compile::Desired;
 use weft_core::contents::Contents;
 use weft_core::diff::{Changes, Step};
+use weft_core::services::ServiceCompiler;
 
 use crate::bpf::tables::{TableError, Tables, next_epoch};
 
@@ -22,8 +23,10 @@ pub struct Maps {
     pub tables: Tables,
     /// What they hold.
     pub mirror: Contents,
-    /// The last compilation: the meaning of rule, identity and service numbers.
+    /// The last compilation of policies: the meaning of rule and identity numbers.
     pub desired: Desired,
+    /// What was compiled of services: the meaning of their numbers.
+    pub services: ServiceCompiler,
     /// The datapath's configuration as it was last written.
     pub config: DatapathConfig,
     /// The uplinks that the datapath knows, by index.
@@ -43,12 +46,15 @@ impl Maps {
     /// When they cannot be read.
     pub fn new(tables: Tables) -> Result<Self, TableError> {
         let mirror = tables.read()?;
+        let mut services = ServiceCompiler::new();
+        services.adopt(&mirror.services);
         let config = tables.config()?;
         let uplinks = tables.uplinks()?;
         Ok(Self {
             tables,
             mirror,
             desired: Desired::default(),
+            services,
             config,
             uplinks,
             ways: 0,

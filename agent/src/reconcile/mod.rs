@@ -157,7 +157,7 @@ impl Reconciler {
             let overlay = self.network.leave_overlay().await;
             network = network.and(uplinks).and(sockets).and(overlay);
         }
-        let ready = policy::ready(&self.shared.maps().mirror, &records);
+        let ready = policy::ready(&self.shared.maps().mirror.policy, &records);
         self.shared.applied.send_modify(|applied| {
             applied.complete |= synced;
             applied.clean = network.is_ok();
@@ -185,6 +185,6 @@ impl Reconciler {
     fn write(&self, desired: Option<Desired>, records: &[Record]) -> Result<usize> {
         let mut maps = self.shared.maps();
         self.constants.configure(&self.shared, &mut maps)?;
-        compilation::write(&mut maps, desired, records)
+        compilation::write(&self.shared.cluster, &mut maps, desired, records)
     }
 }

@@ -8,22 +8,22 @@ use std::collections::BTreeSet;
 
 use weft_abi::addr::{Addr4, Addr6};
 use weft_abi::endpoint::Endpoint;
-use weft_core::contents::Contents;
+use weft_core::contents::PolicyContents;
 use weft_core::family::Address;
 
 use crate::endpoints::Record;
 
 /// The contents with the endpoints of these records, where nothing can be compiled yet: what is
 /// programmed stays, what is new has no policy set.
-pub fn without_policies(current: &Contents, records: &[Record]) -> Contents {
+pub fn without_policies(current: &PolicyContents, records: &[Record]) -> PolicyContents {
     let mut contents = current.clone();
     keep_endpoints::<Addr4>(&mut contents, records);
     keep_endpoints::<Addr6>(&mut contents, records);
     contents
 }
 
-fn keep_endpoints<A: Address>(contents: &mut Contents, records: &[Record]) {
-    let endpoints = &mut A::tables_mut(contents).endpoints;
+fn keep_endpoints<A: Address>(contents: &mut PolicyContents, records: &[Record]) {
+    let endpoints = &mut A::policy_mut(contents).endpoints;
     let old = std::mem::take(endpoints);
     for record in records {
         for address in record
@@ -46,7 +46,7 @@ fn keep_endpoints<A: Address>(contents: &mut Contents, records: &[Record]) {
 }
 
 /// The host's interfaces of endpoints whose policy set is in the maps, by name and index.
-pub fn ready(mirror: &Contents, records: &[Record]) -> BTreeSet<(String, u32)> {
+pub fn ready(mirror: &PolicyContents, records: &[Record]) -> BTreeSet<(String, u32)> {
     let programmed = |record: &&Record| {
         record.addresses.iter().all(|address| {
             let entry = Addr4::from_ip(*address)
@@ -81,7 +81,7 @@ mod tests {
             enforce: ENFORCE_INGRESS,
             limits: 0,
         };
-        let mut current = Contents::default();
+        let mut current = PolicyContents::default();
         current
             .v4
             .endpoints

@@ -14,9 +14,10 @@ use weft_abi::policy::{
 };
 use weft_abi::service::FRONTEND_LOCAL_ONLY;
 use weft_core::compile::Desired;
-use weft_core::contents::{Contents, FamilyTables, LpmKey};
+use weft_core::contents::{LpmKey, PolicyContents, ServiceContents};
 use weft_core::family::Address;
 use weft_core::model::{ClusterState, Routing};
+use weft_core::services::ServiceCompiler;
 
 use super::Query;
 use crate::bpf::events::{DropLog, DroppedPacket};
@@ -61,6 +62,7 @@ fn status(shared: &Shared) -> Value {
         .collect();
     let maps = shared.maps();
     warnings.extend(maps.desired.warnings.iter().map(ToString::to_string));
+    warnings.extend(maps.services.warnings().map(ToString::to_string));
     let fill = maps.tables.fill(&maps.mirror);
     let near = fill.iter().filter(|fill| fill.is_near_full());
     warnings.extend(near.map(ToString::to_string));
@@ -146,7 +148,7 @@ fn endpoints(shared: &Shared) -> Vec<EndpointReport> {
         let entry = record
             .addresses
             .iter()
-            .find_map(|address| endpoint_of(&maps.mirror, *address))
+            .find_map(|address| endpoint_of(&maps.mirror.policy, *address))
             .unwrap_or_default();
         EndpointReport {
             pod: record.endpoint().pod.to_string(),
@@ -167,7 +169,7 @@ fn endpoints(shared: &Shared) -> Vec<EndpointReport> {
     reports
 }
 
-fn endpoint_of(contents: &Contents, address: IpAddr) -> Option<Endpoint> {
+fn endpoint_of(contents: &PolicyContents, address: IpAddr) -> Option<Endpoint> {
     let v4 = Addr4::from_ip(address).and_then(|address| contents.v4.endpoints.get(&address));
     let v6 = || Addr6::from_ip(address).and_then(|address| contents.v6.endpoints.get(&address));
     v4.or_else(v6).copied()
@@ -198,8 +200,9 @@ struct ServiceReport {
 fn services(shared: &Shared) -> Vec<ServiceReport> {
     let maps = shared.maps();
     let mut reports = Vec::new();
-    family_services(&maps.mirror.v4, &maps.mirror, &maps.desired, &mut reports);
-    family_services(&maps.mirror.v6, &maps.mirror, &maps.desired, &mut reports);
+    let contents = &maps.mirror.services;
+    family_services::<Addr4>(contents, &maps.services, &mut reports);
+    family_services::<Addr6>(contents, &maps.services, &mut reports);
     reports.sort_by(|a, b| {
         (&a.service, &a.frontend, a.scope).cmp(&(&b.service, &b.frontend, b.scope))
     });
@@ -207,11 +210,11 @@ fn services(shared: &Shared) -> Vec<ServiceReport> {
 }
 
 fn family_services<A: Address>(
-    tables: &FamilyTables<A>,
-    contents: &Contents,
-    desired: &Desired,
+    contents: &ServiceContents,
+    services: &ServiceCompiler,
     reports: &mut Vec<ServiceReport>,
 ) {
+    let tables = A::services(contents);
     for (key, frontend) in &tables.frontends {
         let backends = (0..frontend.count).filter_map(|slot| {
             let key = weft_abi::service::SlotKey {
@@ -222,10 +225,9 @@ fn family_services<A: Address>(
             Some(endpoint_text(backend.address.to_ip(), backend.port))
         });
         reports.push(ServiceReport {
-            service: desired
-                .services
-                .get(&frontend.service)
-                .cloned()
+            service: services
+                .name(frontend.service)
+                .map(str::to_owned)
                 .unwrap_or_else(|| format!("service {}", frontend.service)),
             frontend: endpoint_text(key.address.to_ip(), key.port),
             protocol: key.protocol,
@@ -268,7 +270,7 @@ fn policy(shared: &Shared) -> Vec<PolicySetReport> {
         let entry = record
             .addresses
             .iter()
-            .find_map(|a| endpoint_of(&maps.mirror, *a));
+            .find_map(|a| endpoint_of(&maps.mirror.policy, *a));
         let set = entry.unwrap_or_default().policy_set;
         let report = sets.entry(set).or_insert_with(|| PolicySetReport {
             set,
@@ -277,7 +279,7 @@ fn policy(shared: &Shared) -> Vec<PolicySetReport> {
         });
         report.pods.push(record.endpoint().pod.to_string());
     }
-    for (key, verdict) in &maps.mirror.policy {
+    for (key, verdict) in &maps.mirror.policy.verdicts {
         let PolicyKey {
             policy_set,
             identity,
@@ -413,19 +415,31 @@ fn pods_by_address(state: &ClusterState) -> BTreeMap<IpAddr, String> {
 
 /// Service ports by address, port and protocol.
 fn services_by_address(maps: &Maps) -> BTreeMap<(IpAddr, u16, u8), String> {
-    let v4 = maps.mirror.v4.frontends.iter().map(|(key, frontend)| {
-        (
-            (key.address.to_ip(), key.port, key.protocol),
-            frontend.service,
-        )
-    });
-    let v6 = maps.mirror.v6.frontends.iter().map(|(key, frontend)| {
-        (
-            (key.address.to_ip(), key.port, key.protocol),
-            frontend.service,
-        )
-    });
-    let named = |(key, service)| Some((key, maps.desired.services.get(&service)?.clone()));
+    let v4 = maps
+        .mirror
+        .services
+        .v4
+        .frontends
+        .iter()
+        .map(|(key, frontend)| {
+            (
+                (key.address.to_ip(), key.port, key.protocol),
+                frontend.service,
+            )
+        });
+    let v6 = maps
+        .mirror
+        .services
+        .v6
+        .frontends
+        .iter()
+        .map(|(key, frontend)| {
+            (
+                (key.address.to_ip(), key.port, key.protocol),
+                frontend.service,
+            )
+        });
+    let named = |(key, service)| Some((key, maps.services.name(service)?.to_owned()));
     v4.chain(v6).filter_map(named).collect()
 }
 

@@ -24,8 +24,9 @@ use weft_agent::{
 use weft_core::{
     compile::{Compiler, Desired},
     contents::Contents,
-    diff::Step,
+    diff::{Step, diff_services},
     model::Routing,
+    services::{Dirty, ServiceCompiler},
 };
 
 use super::{
@@ -163,11 +164,12 @@ pub struct Lab {
     uplinks: HashMap<MapData, u32, Uplink>,
     held: HashMap<MapData, [u8; PLACE_BYTES], [u8; HELD_BYTES]>,
     compiler: Compiler,
+    services: ServiceCompiler,
     contents: Contents,
     config: Config,
     pods: Vec<LocalPod>,
     pub(super) interfaces: Interfaces,
-    /// What was compiled last.
+    /// What was compiled last of policies.
     pub desired: Desired,
 }
 
@@ -235,6 +237,7 @@ impl Lab {
             tables,
             uplinks,
             compiler: Compiler::new(),
+            services: ServiceCompiler::new(),
             contents: Contents::default(),
             config,
             pods: pods.to_vec(),
@@ -288,7 +291,9 @@ impl Lab {
     /// When a map refuses a write.
     pub fn update(&mut self, cluster: &Cluster) -> Result<()> {
         self.desired = self.compiler.compile(&cluster.state);
-        let changes = self.desired.changes(&self.contents);
+        self.services.update(&cluster.state, &Dirty::everything());
+        let services = diff_services(&self.contents.services, self.services.contents());
+        let changes = services.then(self.desired.changes(&self.contents.policy));
         if self.config.epoch == 0 {
             self.bump()?;
         }
@@ -298,8 +303,12 @@ impl Lab {
                 Step::BumpEpoch => self.bump()?,
             }
         }
+        let compiled = Contents {
+            policy: self.desired.contents.clone(),
+            services: self.services.contents().clone(),
+        };
         ensure!(
-            self.tables.read()? == self.desired.contents,
+            self.tables.read()? == compiled,
             "the maps are not as compiled"
         );
         Ok(())

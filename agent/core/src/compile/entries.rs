@@ -18,7 +18,7 @@ use super::{
     sets::{PolicySet, Side, What, Who},
 };
 use crate::{
-    contents::{Contents, LpmKey},
+    contents::{LpmKey, PolicyContents},
     rules::{Direction, Rule, RuleTable},
 };
 
@@ -129,7 +129,7 @@ pub struct Writer<'a> {
     /// Where the rules go.
     pub rules: &'a mut RuleTable,
     /// Where the entries go.
-    pub contents: &'a mut Contents,
+    pub contents: &'a mut PolicyContents,
 }
 
 impl Writer<'_> {
@@ -188,7 +188,7 @@ impl Writer<'_> {
     }
 
     fn put(&mut self, key: PolicyKey, prefix: PortPrefix, rule: &Arc<Rule>, verdict: u8) {
-        let number = self.numbers.number(rule, None);
+        let number = self.numbers.number(rule);
         if self.rules.get(number).is_none() {
             self.rules.insert(number, Rule::clone(rule));
         }
@@ -203,7 +203,7 @@ impl Writer<'_> {
             reserved: [0; 3],
         };
         self.contents
-            .policy
+            .verdicts
             .insert(LpmKey::policy(key, prefix.length), value);
     }
 }

@@ -1,10 +1,11 @@
 //! The ipcache: for every address its identity and the way there, as one longest-prefix table.
 //!
-//! Boundaries are the prefixes at which something changes: pod networks, node addresses, networks that
-//! pods talk to without masquerade, the blocks of policies and their exceptions, and pods. Between two boundaries nothing changes, so one walk
-//! over the sorted boundaries, each inheriting from the one around it, gives every address exactly
-//! what applies to it. A boundary that changes nothing gets no entry: so a pod that no policy here
-//! cares about is covered by its node's pod network.
+//! Boundaries are the prefixes at which something changes: pod networks, networks of services, node
+//! addresses, networks that pods talk to without masquerade, the blocks of policies and their
+//! exceptions, and pods. Between two boundaries nothing changes, so one walk over the sorted
+//! boundaries, each inheriting from the one around it, gives every address exactly what applies to it.
+//! A boundary that changes nothing gets no entry: so a pod that no policy here cares about is covered
+//! by its node's pod network.
 //!
 //! A way that does not exist fails closed. A pod network, or a pod, of a node that the overlay cannot
 //! reach is [`KIND_LOCAL_POD`], which says "no address of it is a pod, unless it has an endpoint here":
@@ -23,8 +24,8 @@ use ipnet::IpNet;
 use weft_abi::{
     addr::Addr6,
     ipcache::{
-        IPCACHE_NO_MASQUERADE, IpcacheEntry, KIND_HOST, KIND_LOCAL_POD, KIND_REMOTE_NODE,
-        KIND_REMOTE_POD, KIND_WORLD,
+        IPCACHE_NO_MASQUERADE, IPCACHE_NODEPORT, IpcacheEntry, KIND_HOST, KIND_LOCAL_POD,
+        KIND_REMOTE_NODE, KIND_REMOTE_POD, KIND_SERVICE, KIND_WORLD,
     },
 };
 
@@ -59,6 +60,12 @@ const HOST: Route = Route {
 const WORLD: Route = Route {
     kind: KIND_WORLD,
     tunnel: Addr6::new([0; 16]),
+};
+
+/// Of a network of services: what is no service's there leads nowhere.
+const SERVICE: Route = Route {
+    kind: KIND_SERVICE,
+    ..WORLD
 };
 
 /// Of a pod network that nothing leads to: see the module's documentation.
@@ -110,6 +117,8 @@ struct Boundary {
     route: Option<Route>,
     /// Whether a network that is not masqueraded begins here.
     plain: bool,
+    /// Whether this node has its NodePorts here.
+    has_nodeports: bool,
     pod: Option<Arc<PodClass>>,
     is_endpoint: bool,
 }
@@ -137,6 +146,7 @@ pub fn build<'a, A: Address>(
 ) -> Table<A> {
     let mut boundaries = BTreeMap::<Prefix, Boundary>::new();
     let networks = add_nodes::<A>(state, &mut boundaries, warnings);
+    add_services::<A>(state, &networks, &mut boundaries, warnings);
     let plain = &state.settings.non_masquerade;
     for prefix in plain.iter().filter_map(prefix_of::<A>) {
         boundaries.entry(prefix).or_default().plain = true;
@@ -231,10 +241,10 @@ impl Region {
         };
         let plain = self.plain || boundary.plain;
         // Of what is inside, nothing is masqueraded anyway.
-        let flags = if plain && route.kind == KIND_WORLD {
-            IPCACHE_NO_MASQUERADE
-        } else {
-            0
+        let flags = match route.kind {
+            KIND_WORLD if plain => IPCACHE_NO_MASQUERADE,
+            KIND_HOST if boundary.has_nodeports => IPCACHE_NODEPORT,
+            _ => 0,
         };
         let value = Draft {
             identity,
@@ -290,6 +300,14 @@ struct Networks<'a> {
 }
 
 impl<'a> Networks<'a> {
+    /// Whose network a network is, or lies within.
+    fn owner_of(&self, (address, length): Prefix) -> Option<&'a str> {
+        let mut outer = self.lengths.iter().filter(|outer| **outer <= length);
+        outer
+            .find_map(|outer| self.owners.get(&(address & leading_mask(*outer), *outer)))
+            .copied()
+    }
+
     fn owner(&self, address: u128) -> Option<&'a str> {
         self.lengths
             .iter()
@@ -371,12 +389,12 @@ fn add_nodes<'a, A: Address>(
                 None => {}
             }
             nodes.insert(bits, &node.name);
-            let route = if is_own {
-                HOST
-            } else {
-                // Without the overlay it is an address like any other outside.
-                Route::to(state, node, KIND_REMOTE_NODE).unwrap_or(WORLD)
-            };
+            if is_own {
+                add_own_address::<A>(state, bits, boundaries);
+                continue;
+            }
+            // Without the overlay it is an address like any other outside.
+            let route = Route::to(state, node, KIND_REMOTE_NODE).unwrap_or(WORLD);
             boundaries.entry((bits, A::BITS)).or_default().route = Some(route);
         }
     }
@@ -404,7 +422,49 @@ fn add_own_addresses<'a, A: Address>(
         if let Some(address) = A::from_ip(*ip) {
             let bits = address.to_leading_bits();
             nodes.insert(bits, &state.node_name);
-            boundaries.entry((bits, A::BITS)).or_default().route = Some(HOST);
+            add_own_address::<A>(state, bits, boundaries);
+        }
+    }
+}
+
+fn add_own_address<A: Address>(
+    state: &ClusterState,
+    bits: u128,
+    boundaries: &mut BTreeMap<Prefix, Boundary>,
+) {
+    let ip = A::from_leading_bits(bits).to_ip();
+    let boundary = boundaries.entry((bits, A::BITS)).or_default();
+    boundary.route = Some(HOST);
+    let addresses = &state.settings.nodeport_addresses;
+    boundary.has_nodeports = addresses.contain(ip, state.own_node());
+}
+
+/// Adds the networks of services, where they are not those of pods or nodes.
+fn add_services<A: Address>(
+    state: &ClusterState,
+    networks: &Networks<'_>,
+    boundaries: &mut BTreeMap<Prefix, Boundary>,
+    warnings: &mut Vec<Warning>,
+) {
+    for service_cidr in state.service_cidrs.values() {
+        let cidrs = service_cidr.cidrs.iter();
+        for (cidr, prefix) in cidrs.filter_map(|cidr| Some((cidr, prefix_of::<A>(cidr)?))) {
+            let why = if prefix.1 == 0 {
+                "is everything".to_owned()
+            } else if let Some(owner) = networks.owner_of(prefix) {
+                format!("lies within the pod network of node {owner}")
+            } else {
+                let boundary = boundaries.entry(prefix).or_default();
+                boundary.route = boundary.route.or(Some(SERVICE));
+                continue;
+            };
+            warnings.push(Warning {
+                object: format!("ServiceCIDR {}", service_cidr.name),
+                message: format!(
+                    "{cidr} {why}; what is sent to addresses of it that no service has is not \
+                     dropped"
+                ),
+            });
         }
     }
 }

@@ -1,25 +1,22 @@
-//! From the cluster state to the contents of the maps.
+//! From the cluster state to the maps that say whether, whither and how fast; [`crate::services`] says
+//! which backend.
 //!
 //! ```text
 //!   local endpoints -> policy sets -> atoms -+-> identities -> ipcache, endpoints
 //!   (what selects them)  (rules)     (peers) |                    |
 //!                                            +--> members --------+-> policy entries
-//!   services, slices, hostPorts -> frontends, slots, backends
 //! ```
 //!
 //! Only the policies that select a pod of this node are read, and only what their peers mention
 //! exists. All precedence is resolved here; the datapath has none to resolve.
 
 mod entries;
-mod frontends;
-mod hostports;
 mod identities;
 mod ipcache;
-mod numbers;
-mod services;
+pub(crate) mod numbers;
 mod sets;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
@@ -37,8 +34,8 @@ use self::{
     sets::{Atom, PolicySet},
 };
 use crate::{
-    contents::Contents,
-    diff::{Changes, diff},
+    contents::PolicyContents,
+    diff::{Changes, diff_policy},
     family::Address,
     model::{ClusterState, Limit, LocalEndpoint, Warning},
     rules::{Direction, Rule, RuleTable},
@@ -51,29 +48,26 @@ pub const POLICY_SET_OPEN: u32 = 1;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
     /// The maps.
-    pub contents: Contents,
+    pub contents: PolicyContents,
     /// Meaning of rule numbers.
     pub rules: RuleTable,
     /// Meaning of identities: the peers of policies that match such an address.
     pub identities: BTreeMap<u32, Vec<String>>,
-    /// Meaning of service numbers: `namespace/name:port` of a service, or
-    /// `hostPort namespace/pod address:port/protocol`, where 0.0.0.0 and :: are every address.
-    pub services: BTreeMap<u32, String>,
     /// What an operator should know about the objects, beyond what converting them told.
     pub warnings: Vec<Warning>,
     /// What the maps have to hold on the way there, one after the other.
-    stages: Vec<Contents>,
+    stages: Vec<PolicyContents>,
 }
 
 impl Desired {
     /// What turns `current` into the desired contents. Where endpoints change their policy set, on
     /// a way on which every packet is judged by the whole old or the whole new one.
     #[must_use]
-    pub fn changes(&self, current: &Contents) -> Changes {
+    pub fn changes(&self, current: &PolicyContents) -> Changes {
         let mut changes = Changes::default();
         let mut from = current;
         for stage in self.stages.iter().chain([&self.contents]) {
-            changes = changes.then(diff(from, stage));
+            changes = changes.then(diff_policy(from, stage));
             from = stage;
         }
         changes
@@ -86,7 +80,6 @@ pub struct Compiler {
     sets: Numbers<Arc<PolicySet>>,
     identities: Numbers<Vec<(Arc<Atom>, u16)>>,
     rules: Numbers<Arc<Rule>>,
-    frontends: frontends::Memory,
     previous: Policies,
 }
 
@@ -112,7 +105,6 @@ impl Default for Compiler {
             sets: Numbers::new(POLICY_SET_OPEN + 1),
             identities: Numbers::new(1),
             rules: Numbers::new(1),
-            frontends: frontends::Memory::default(),
             previous: Policies::default(),
         }
     }
@@ -125,28 +117,15 @@ impl Compiler {
         Self::default()
     }
 
-    /// Takes over the numbers of maps that an earlier agent filled, so that established flows keep
-    /// their backends. Call it once, before the first [`Self::compile`].
-    pub fn adopt(&mut self, current: &Contents) {
-        self.frontends.adopt(current);
-    }
-
     /// What the maps should hold.
     pub fn compile(&mut self, state: &ClusterState) -> Desired {
         let mut desired = Desired::default();
-        let Desired {
-            contents, warnings, ..
-        } = &mut desired;
-        let mut writer = self.frontends.writer(contents);
-        services::write(state, &mut writer, warnings);
-        hostports::write(state, &mut writer, warnings);
-        desired.services = writer.names();
         self.sets.begin();
         self.identities.begin();
         self.rules.begin();
 
         let policies = self.policies(state, &mut desired.warnings);
-        desired.stages = self.stages(state, &policies, &desired.contents);
+        desired.stages = self.stages(state, &policies);
         self.assemble(state, &policies, &mut desired);
         self.previous = policies;
         desired.warnings.sort();
@@ -161,7 +140,7 @@ impl Compiler {
                 None => 0,
                 Some(set) if set.is_open() => POLICY_SET_OPEN,
                 Some(set) => {
-                    let number = self.sets.number(set, None);
+                    let number = self.sets.number(set);
                     policies.sets.insert(Arc::clone(set), number);
                     number
                 }
@@ -201,12 +180,7 @@ impl Compiler {
     /// policies distinguish, nor the new set of the old ones. So first every address gets the
     /// identity by which both old and new sets know it; then the endpoints are flipped, each in one
     /// write; and then, with the final contents, addresses lose what only the old sets needed.
-    fn stages(
-        &mut self,
-        state: &ClusterState,
-        policies: &Policies,
-        services: &Contents,
-    ) -> Vec<Contents> {
+    fn stages(&mut self, state: &ClusterState, policies: &Policies) -> Vec<PolicyContents> {
         let previous = std::mem::take(&mut self.previous);
         let before = |ip: &IpAddr, now: &Assignment| {
             let before = previous.assigned.get(ip)?;
@@ -223,10 +197,7 @@ impl Compiler {
         }
         let mut both = policies.clone();
         both.sets.extend(previous.sets);
-        let mut flipped = Desired {
-            contents: services.clone(),
-            ..Desired::default()
-        };
+        let mut flipped = Desired::default();
         self.assemble(state, &both, &mut flipped);
         let mut unflipped = flipped.contents.clone();
         for (ip, before) in flipping {
@@ -277,7 +248,7 @@ impl Compiler {
                 .iter()
                 .filter_map(|(atom, port)| Some((Arc::clone(atoms.get(*atom)?), *port)))
                 .collect();
-            let number = self.identities.number(&content, None);
+            let number = self.identities.number(&content);
             let told = content.iter().map(|(atom, port)| match port {
                 0 => atom.to_string(),
                 port => format!("{atom} = {port}"),
@@ -294,13 +265,13 @@ impl Compiler {
 }
 
 fn put_addresses<A: Address>(
-    contents: &mut Contents,
+    contents: &mut PolicyContents,
     state: &ClusterState,
     policies: &Policies,
     table: &ipcache::Table<A>,
     numbers: &[u32],
 ) {
-    A::tables_mut(contents).ipcache.extend(
+    A::policy_mut(contents).ipcache.extend(
         table
             .entries
             .iter()
@@ -326,7 +297,7 @@ fn put_addresses<A: Address>(
                 enforce: assigned.enforce,
                 limits: limits.map_or(0, |(bits, _)| bits),
             };
-            A::tables_mut(contents).endpoints.insert(address, value);
+            A::policy_mut(contents).endpoints.insert(address, value);
             if let Some((_, bandwidth)) = limits {
                 contents.bandwidth.insert(endpoint.ifindex, bandwidth);
             }
@@ -353,11 +324,11 @@ fn limits(endpoint: &LocalEndpoint) -> Option<(u8, Bandwidth)> {
     (bits != 0).then_some((bits, Bandwidth { egress, ingress }))
 }
 
-fn set_assignment<A: Address>(contents: &mut Contents, ip: IpAddr, assigned: &Assignment) {
+fn set_assignment<A: Address>(contents: &mut PolicyContents, ip: IpAddr, assigned: &Assignment) {
     let Some(address) = A::from_ip(ip) else {
         return;
     };
-    if let Some(endpoint) = A::tables_mut(contents).endpoints.get_mut(&address) {
+    if let Some(endpoint) = A::policy_mut(contents).endpoints.get_mut(&address) {
         endpoint.policy_set = assigned.set;
         endpoint.enforce = assigned.enforce;
     }

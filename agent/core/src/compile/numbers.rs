@@ -3,15 +3,13 @@
 //! A number is a hash of what it stands for. So the same thing has the same number in every process
 //! and after every restart, a number that is found in an old flow still means what it meant, and
 //! nothing has to be stored. Things whose hashes collide get the next hash; which of them does is
-//! remembered as long as the thing exists, and recovered from the maps where flows depend on it.
+//! remembered as long as the thing exists. The numbers of services, on which flows depend, are
+//! remembered by those who compile them, and recovered from the maps.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{Hash, Hasher},
 };
-
-/// How many of a thing's hashes are compared with the number it may have had before.
-const RECOGNISED_PROBES: u32 = 16;
 
 /// Numbers of one kind of thing; never less than a lowest one, and never `u32::MAX`.
 #[derive(Clone, Debug)]
@@ -19,8 +17,6 @@ pub struct Numbers<K> {
     lowest: u32,
     assigned: BTreeMap<K, Assigned>,
     taken: BTreeSet<u32>,
-    /// Numbers in the maps of an earlier agent, until their owners have come back for them.
-    reserved: BTreeSet<u32>,
     generation: u64,
 }
 
@@ -38,7 +34,6 @@ impl<K: Clone + Hash + Ord> Numbers<K> {
             lowest,
             assigned: BTreeMap::new(),
             taken: BTreeSet::new(),
-            reserved: BTreeSet::new(),
             generation: 0,
         }
     }
@@ -58,21 +53,13 @@ impl<K: Clone + Hash + Ord> Numbers<K> {
         });
     }
 
-    /// Keeps a number, which the maps hold, from being given to anything that had another one.
-    pub fn reserve(&mut self, number: u32) {
-        self.reserved.insert(number);
-    }
-
-    /// The number of `key`; `before` is the one it seems to have had in an earlier agent.
-    pub fn number(&mut self, key: &K, before: Option<u32>) -> u32 {
+    /// The number of `key`.
+    pub fn number(&mut self, key: &K) -> u32 {
         if let Some(assigned) = self.assigned.get_mut(key) {
             assigned.used = self.generation;
             return assigned.number;
         }
-        let number = self
-            .recognise(key, before)
-            .unwrap_or_else(|| self.fresh(key));
-        self.reserved.remove(&number);
+        let number = self.fresh(key);
         self.taken.insert(number);
         self.assigned.insert(
             key.clone(),
@@ -84,38 +71,32 @@ impl<K: Clone + Hash + Ord> Numbers<K> {
         number
     }
 
-    /// The number from before, if it is indeed one of the thing's own and nobody else has it.
-    fn recognise(&self, key: &K, before: Option<u32>) -> Option<u32> {
-        let before = before.filter(|number| !self.taken.contains(number))?;
-        (0..RECOGNISED_PROBES)
-            .any(|probe| self.hash(key, probe) == before)
-            .then_some(before)
-    }
-
     fn fresh(&self, key: &K) -> u32 {
         let mut probe = 0;
         loop {
-            let number = self.hash(key, probe);
-            if !self.taken.contains(&number) && !self.reserved.contains(&number) {
+            let number = candidate(key, self.lowest, probe);
+            if !self.taken.contains(&number) {
                 return number;
             }
             probe = probe.wrapping_add(1);
         }
     }
+}
 
-    fn hash(&self, key: &K, probe: u32) -> u32 {
-        let mut hasher = StableHasher::default();
-        key.hash(&mut hasher);
-        probe.hash(&mut hasher);
-        let span = u64::from(u32::MAX - self.lowest);
-        let number = u64::from(self.lowest) + hasher.finish() % span;
-        u32::try_from(number).unwrap_or(self.lowest)
-    }
+/// A number that a thing may have: at least `lowest`, and never `u32::MAX`. Each probe gives another
+/// one.
+pub fn candidate(key: &(impl Hash + ?Sized), lowest: u32, probe: u32) -> u32 {
+    let mut hasher = StableHasher::default();
+    key.hash(&mut hasher);
+    probe.hash(&mut hasher);
+    let span = u64::from(u32::MAX - lowest).max(1);
+    let number = u64::from(lowest) + hasher.finish() % span;
+    u32::try_from(number).unwrap_or(lowest)
 }
 
 /// FNV-1a with a final mix: the same in every process and on every machine, unlike the standard
 /// library's hashers. Numbers need no secrecy: a collision costs a probe and nothing else.
-struct StableHasher {
+pub struct StableHasher {
     state: u64,
 }
 
@@ -183,11 +164,8 @@ mod tests {
     #[test]
     fn numbers_do_not_depend_on_the_order() {
         let (mut one, mut other) = (Numbers::new(2), Numbers::new(2));
-        let forward: Vec<_> = (0..100_u32).map(|key| one.number(&key, None)).collect();
-        let mut backward: Vec<_> = (0..100_u32)
-            .rev()
-            .map(|key| other.number(&key, None))
-            .collect();
+        let forward: Vec<_> = (0..100_u32).map(|key| one.number(&key)).collect();
+        let mut backward: Vec<_> = (0..100_u32).rev().map(|key| other.number(&key)).collect();
         backward.reverse();
         assert_eq!(forward, backward);
         assert!(forward.iter().all(|number| (2..u32::MAX).contains(number)));
@@ -197,37 +175,15 @@ mod tests {
     #[test]
     fn a_collision_gets_another_number_and_keeps_it() {
         let mut numbers = Numbers::new(1);
-        let first = numbers.number(&Colliding("b"), None);
-        let second = numbers.number(&Colliding("a"), None);
+        let first = numbers.number(&Colliding("b"));
+        let second = numbers.number(&Colliding("a"));
         assert_ne!(first, second);
         numbers.begin();
-        assert_eq!(numbers.number(&Colliding("a"), None), second);
+        assert_eq!(numbers.number(&Colliding("a")), second);
         // "b" is not used by this compilation, but the maps may still hold its number.
-        assert_ne!(numbers.number(&Colliding("c"), None), first);
+        assert_ne!(numbers.number(&Colliding("c")), first);
         numbers.begin();
-        assert_eq!(numbers.number(&Colliding("a"), None), second);
-        assert_eq!(numbers.number(&Colliding("d"), None), first);
-    }
-
-    #[test]
-    fn numbers_survive_a_restart() {
-        let mut before = Numbers::new(1);
-        let first = before.number(&Colliding("b"), None);
-        let second = before.number(&Colliding("a"), None);
-
-        let mut after = Numbers::new(1);
-        after.reserve(first);
-        after.reserve(second);
-        assert_eq!(after.number(&Colliding("a"), Some(second)), second);
-        assert!(![first, second].contains(&after.number(&Colliding("new"), None)));
-        assert_eq!(after.number(&Colliding("b"), Some(first)), first);
-    }
-
-    #[test]
-    fn a_number_of_another_thing_is_not_taken_over() {
-        let mut numbers = Numbers::new(1);
-        let own = Numbers::new(1).number(&7_u32, None);
-        numbers.reserve(own.wrapping_add(1));
-        assert_eq!(numbers.number(&7_u32, Some(own.wrapping_add(1))), own);
+        assert_eq!(numbers.number(&Colliding("a")), second);
+        assert_eq!(numbers.number(&Colliding("d")), first);
     }
 }

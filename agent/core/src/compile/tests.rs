@@ -19,12 +19,12 @@ use crate::{
     selector::{Requirement, Selector},
 };
 
-pub(super) fn ip(text: &str) -> IpAddr {
+pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
 /// Two nodes; `shop/web` is here, `shop/client` and `shop/other` are on the other one.
-pub(super) fn mk_state() -> ClusterState {
+pub(crate) fn mk_state() -> ClusterState {
     let mut state = ClusterState {
         node_name: "here".to_owned(),
         ..ClusterState::default()
@@ -54,7 +54,7 @@ pub(super) fn mk_state() -> ClusterState {
 }
 
 /// A pod with the label `app` of its own name, and its interface if it is here.
-pub(super) fn mk_pod(state: &mut ClusterState, name: &str, node: &str, address: &str) {
+pub(crate) fn mk_pod(state: &mut ClusterState, name: &str, node: &str, address: &str) {
     let pod = Pod {
         key: ObjectKey::new("shop", name),
         uid: format!("uid-{name}"),
@@ -115,7 +115,7 @@ fn mk_policy(state: &mut ClusterState, name: &str, app: &str, peers: Vec<Peer>) 
     state.policies.insert(policy.key.clone(), policy);
 }
 
-pub(super) fn pod_mut<'a>(state: &'a mut ClusterState, name: &str) -> &'a mut Pod {
+pub(crate) fn pod_mut<'a>(state: &'a mut ClusterState, name: &str) -> &'a mut Pod {
     state
         .pods
         .get_mut(&ObjectKey::new("shop", name))
@@ -153,7 +153,7 @@ fn without_policies_there_are_nodes_only() {
         (POLICY_SET_OPEN, 0)
     );
     assert_eq!((endpoint.ifindex, endpoint.identity), (7, IDENTITY_NONE));
-    assert!(desired.contents.policy.is_empty() && desired.warnings.is_empty());
+    assert!(desired.contents.verdicts.is_empty() && desired.warnings.is_empty());
 }
 
 #[test]
@@ -161,7 +161,7 @@ fn only_what_a_policy_here_mentions_exists() {
     let mut state = mk_state();
     mk_policy(&mut state, "elsewhere", "other", vec![peer("web")]);
     let without = Compiler::new().compile(&state);
-    assert!(without.contents.policy.is_empty() && without.identities.is_empty());
+    assert!(without.contents.verdicts.is_empty() && without.identities.is_empty());
 
     mk_policy(&mut state, "web", "web", vec![peer("client")]);
     let desired = Compiler::new().compile(&state);
@@ -174,7 +174,7 @@ fn only_what_a_policy_here_mentions_exists() {
         desired.contents.v4.ipcache.len(),
         without.contents.v4.ipcache.len() + 1
     );
-    assert_eq!(desired.contents.policy.len(), 2);
+    assert_eq!(desired.contents.verdicts.len(), 2);
 }
 
 #[test]
@@ -381,7 +381,7 @@ fn an_interface_takes_nothing_over_from_a_pod_of_the_same_name() {
         ..
     } = entry(&desired);
     assert_eq!((policy_set, identity, enforce), (0, IDENTITY_NONE, 0));
-    assert!(desired.contents.policy.is_empty());
+    assert!(desired.contents.verdicts.is_empty());
 
     // Then the new one, with another address, gets what is the pod's.
     let mut new = state.endpoints["web"].clone();
@@ -516,12 +516,12 @@ fn kind_and_tunnel(desired: &Desired, address: &str) -> (u8, Option<IpAddr>) {
     (kind, (!tunnel.is_unspecified()).then_some(tunnel))
 }
 
-pub(super) fn warned(desired: &Desired) -> Vec<String> {
+pub(crate) fn warned(desired: &Desired) -> Vec<String> {
     desired.warnings.iter().map(ToString::to_string).collect()
 }
 
 /// Gives a node other InternalIPs.
-pub(super) fn readdress(state: &mut ClusterState, node: &str, addresses: &[&str]) {
+pub(crate) fn readdress(state: &mut ClusterState, node: &str, addresses: &[&str]) {
     let node = state.nodes.get_mut(node).expect("a node of the cluster");
     node.internal_ips = addresses.iter().map(|address| ip(address)).collect();
 }

@@ -14,8 +14,8 @@ use weft_core::{
     family::Address,
     model::{
         ClusterState, HostPort, IpBlock, Limit, LocalEndpoint, Namespace, NamespaceScope,
-        NetworkPolicy, Node, ObjectKey, Peer, Peers, Pod, PolicyRule, PortMatch, PortName,
-        PortSpec, Ports, Protocol, Routing, Settings,
+        NetworkPolicy, Node, NodePortAddresses, ObjectKey, Peer, Peers, Pod, PolicyRule, PortMatch,
+        PortName, PortSpec, Ports, Protocol, Routing, ServiceCidr, Settings,
     },
     selector::{Labels, Requirement, Selector},
 };
@@ -273,10 +273,39 @@ fn nodes() -> impl Strategy<Value = BTreeMap<String, Node>> {
 
 fn settings() -> impl Strategy<Value = Settings> {
     let routing = select(vec![Routing::Vxlan, Routing::Native]);
-    (routing, networks()).prop_map(|(routing, non_masquerade)| Settings {
-        routing,
-        non_masquerade,
-        ..Settings::default()
+    let nodeport_addresses = prop_oneof![
+        Just(NodePortAddresses::All),
+        Just(NodePortAddresses::Primary),
+        networks().prop_map(NodePortAddresses::Cidrs),
+    ];
+    (routing, networks(), nodeport_addresses).prop_map(
+        |(routing, non_masquerade, nodeport_addresses)| Settings {
+            routing,
+            non_masquerade,
+            nodeport_addresses,
+            ..Settings::default()
+        },
+    )
+}
+
+/// Networks of services: apart from all others, around them, equal to them, within them.
+fn service_cidrs() -> impl Strategy<Value = BTreeMap<String, ServiceCidr>> {
+    let networks = [
+        "192.0.2.0/24",
+        "10.9.0.0/24",
+        "10.0.0.0/8",
+        "10.0.1.0/24",
+        "10.0.2.0/29",
+        "fd00::/16",
+        "fd00:0:0:1::/112",
+    ];
+    subsequence(networks.to_vec(), 0..3).prop_map(|networks| {
+        let one = |network: &str| ServiceCidr {
+            name: network.to_owned(),
+            cidrs: vec![network.parse().expect("a network")],
+        };
+        let networks = networks.into_iter().map(one);
+        networks.map(|cidr| (cidr.name.clone(), cidr)).collect()
     })
 }
 
@@ -329,16 +358,25 @@ pub fn cluster() -> impl Strategy<Value = ClusterState> {
         namespaces,
         nodes(),
         own_addresses,
-        settings(),
+        (settings(), service_cidrs()),
         vec(requests(), 7),
     )
         .prop_map(
-            |(pods, policies, (labels, namespaces), nodes, own_addresses, settings, requests)| {
+            |(
+                pods,
+                policies,
+                (labels, namespaces),
+                nodes,
+                own_addresses,
+                (settings, service_cidrs),
+                requests,
+            )| {
                 let mut state = ClusterState {
                     node_name: OWN_NODE.to_owned(),
                     settings,
                     own_addresses: own_addresses.into_iter().map(ip).collect(),
                     nodes,
+                    service_cidrs,
                     policies,
                     ..ClusterState::default()
                 };
@@ -405,6 +443,7 @@ pub fn singles(batch: &Batch) -> Vec<Batch> {
             FamilyBatch::Ipcache(writes) => split(writes, FamilyBatch::Ipcache),
             FamilyBatch::Frontends(writes) => split(writes, FamilyBatch::Frontends),
             FamilyBatch::Backends(writes) => split(writes, FamilyBatch::Backends),
+            FamilyBatch::SourceRanges(writes) => split(writes, FamilyBatch::SourceRanges),
         }
     }
     match batch {
@@ -412,6 +451,7 @@ pub fn singles(batch: &Batch) -> Vec<Batch> {
         Batch::V6(batch) => of_family(batch).into_iter().map(Batch::V6).collect(),
         Batch::Policy(writes) => split(writes, Batch::Policy),
         Batch::Slots(writes) => split(writes, Batch::Slots),
+        Batch::Maglev(writes) => split(writes, Batch::Maglev),
         Batch::Bandwidth(writes) => split(writes, Batch::Bandwidth),
     }
 }

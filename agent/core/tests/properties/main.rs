@@ -4,3 +4,4 @@
 mod changes;
 mod common;
 mod policy;
+mod services;

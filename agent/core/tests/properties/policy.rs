@@ -7,19 +7,19 @@ use proptest::prelude::*;
 use weft_abi::{
     endpoint::{Bandwidth, Bucket, LIMIT_EGRESS, LIMIT_INGRESS},
     ipcache::{
-        IPCACHE_NO_MASQUERADE, KIND_HOST, KIND_LOCAL_POD, KIND_REMOTE_NODE, KIND_REMOTE_POD,
-        KIND_WORLD,
+        IPCACHE_NO_MASQUERADE, IPCACHE_NODEPORT, KIND_HOST, KIND_LOCAL_POD, KIND_REMOTE_NODE,
+        KIND_REMOTE_POD, KIND_SERVICE, KIND_WORLD,
     },
 };
 use weft_core::{
     compile::Compiler,
-    contents::Contents,
-    diff::{Batch, Changes, Step, Writes, diff},
+    contents::{Contents, PolicyContents},
+    diff::{Batch, Changes, Step, Writes, diff_policy},
     family::underlay,
     lookup,
     model::{
-        ClusterState, Limit, LocalEndpoint, NamespaceScope, Node, Peer, Peers, Pod, PolicyRule,
-        PortName, PortSpec, Ports, Protocol, Routing,
+        ClusterState, Limit, LocalEndpoint, NamespaceScope, Node, NodePortAddresses, Peer, Peers,
+        Pod, PolicyRule, PortName, PortSpec, Ports, Protocol, Routing,
     },
     rules::Direction,
 };
@@ -174,12 +174,38 @@ fn model_route(state: &ClusterState, address: IpAddr) -> (u8, Option<IpAddr>) {
     let node = pod.and_then(|pod| state.nodes.get(pod.node.as_ref()?));
     match node {
         Some(node) if node.name != OWN_NODE => to(node, KIND_REMOTE_POD, KIND_LOCAL_POD),
-        _ => (KIND_WORLD, None),
+        _ => {
+            let networks = state.service_cidrs.values();
+            let mut networks = networks.flat_map(|networks| &networks.cidrs);
+            if networks.any(|network| network.contains(&address)) {
+                (KIND_SERVICE, None)
+            } else {
+                (KIND_WORLD, None)
+            }
+        }
+    }
+}
+
+/// Whether this node has its NodePorts at an address of its own.
+fn model_has_nodeports(state: &ClusterState, own: &Node, address: IpAddr) -> bool {
+    match &state.settings.nodeport_addresses {
+        NodePortAddresses::All => true,
+        NodePortAddresses::Primary => {
+            let mut internal = own.internal_ips.iter();
+            internal.find(|ip| ip.is_ipv4() == address.is_ipv4()) == Some(&address)
+        }
+        NodePortAddresses::Cidrs(networks) => {
+            let family: Vec<_> = networks
+                .iter()
+                .filter(|network| network.addr().is_ipv4() == address.is_ipv4())
+                .collect();
+            family.is_empty() || family.iter().any(|network| network.contains(&address))
+        }
     }
 }
 
 /// Every question about a cluster, with what the maps and the model answer.
-fn compare(state: &ClusterState, contents: &Contents) -> Result<(), TestCaseError> {
+fn compare(state: &ClusterState, contents: &PolicyContents) -> Result<(), TestCaseError> {
     for endpoint in state.endpoints.values() {
         for own in &endpoint.ips {
             let Some(entry) = lookup::endpoint(contents, *own) else {
@@ -246,8 +272,14 @@ proptest! {
             prop_assert_eq!(entry.tunnel, tunnel.map(underlay).unwrap_or_default(), "{}", address);
             let mut plain = state.settings.non_masquerade.iter();
             let plain = kind == KIND_WORLD && plain.any(|network| network.contains(&address));
-            prop_assert_eq!(entry.flags == IPCACHE_NO_MASQUERADE, plain, "{}", address);
-            prop_assert!(entry.flags & !IPCACHE_NO_MASQUERADE == 0);
+            let ports = state.own_node().expect("the own node");
+            let ports = kind == KIND_HOST && model_has_nodeports(&state, ports, address);
+            let expected = match (plain, ports) {
+                (true, _) => IPCACHE_NO_MASQUERADE,
+                (false, true) => IPCACHE_NODEPORT,
+                (false, false) => 0,
+            };
+            prop_assert_eq!(entry.flags, expected, "{}", address);
         }
     }
 
@@ -285,9 +317,8 @@ proptest! {
         let contents = compiler.compile(&first).contents;
         compiler.compile(&second);
         prop_assert_eq!(&compiler.compile(&first).contents, &contents);
-        let mut restarted = Compiler::new();
-        restarted.adopt(&contents);
-        prop_assert!(diff(&contents, &restarted.compile(&first).contents).is_empty());
+        let restarted = Compiler::new().compile(&first).contents;
+        prop_assert!(diff_policy(&contents, &restarted).is_empty());
     }
 
     /// Applying the changes between any two states ends in the second.
@@ -297,15 +328,15 @@ proptest! {
         let mut contents = Contents::default();
         for state in [&first, &second] {
             let desired = compiler.compile(state);
-            let changes = desired.changes(&contents);
+            let changes = desired.changes(&contents.policy);
             prop_assert!(ends_with_an_epoch(&changes), "{:?}", changes);
             for step in changes.steps {
                 if let Step::Write(batch) = step {
                     batch.apply(&mut contents);
                 }
             }
-            prop_assert_eq!(&contents, &desired.contents);
-            compare(state, &contents)?;
+            prop_assert_eq!(&contents.policy, &desired.contents);
+            compare(state, &contents.policy)?;
         }
     }
 }
@@ -318,17 +349,18 @@ proptest! {
     #[test]
     fn no_half_policy_is_ever_live(state in cluster(), later in policies()) {
         let mut compiler = Compiler::new();
-        let mut contents = compiler.compile(&state).contents;
+        let policy = compiler.compile(&state).contents;
+        let mut contents = Contents { policy, ..Contents::default() };
         let new = ClusterState { policies: later, ..state.clone() };
         let desired = compiler.compile(&new);
         let peers = addresses(&state);
-        for step in desired.changes(&contents).steps {
+        for step in desired.changes(&contents.policy).steps {
             let Step::Write(batch) = step else { continue };
             for write in singles(&batch) {
                 write.apply(&mut contents);
                 for endpoint in state.endpoints.values() {
                     let own = endpoint.ips.first().expect("endpoints have addresses");
-                    let entry = lookup::endpoint(&contents, *own).expect("they stay");
+                    let entry = lookup::endpoint(&contents.policy, *own).expect("they stay");
                     for peer in peers.iter().filter(|peer| peer.is_ipv4() == own.is_ipv4()) {
                         for (protocol, port) in [(Protocol::Tcp, 80), (Protocol::Udp, 53)] {
                             for direction in Direction::ALL {
@@ -337,7 +369,7 @@ proptest! {
                                     model_allows(state, endpoint, direction, *peer, protocol, port)
                                 };
                                 let now = lookup::allows(
-                                    &contents, &entry, direction, *peer, protocol, port,
+                                    &contents.policy, &entry, direction, *peer, protocol, port,
                                 );
                                 prop_assert!(
                                     now == model(&state) || now == model(&new),

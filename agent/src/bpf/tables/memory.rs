@@ -13,7 +13,7 @@ use aya::maps::{HashMap, MapData};
 use weft_abi::addr::{Addr4, Addr6};
 use weft_abi::service::{Affinity, AffinityKey, Backend};
 use weft_abi::socket::{SOCKET_BACK, SocketKey, SocketPeer};
-use weft_core::contents::{Contents, FamilyTables};
+use weft_core::contents::{ServiceContents, ServiceTables};
 use weft_core::family::Address;
 
 use super::error::TableError;
@@ -71,7 +71,10 @@ impl Tables {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn deserted_sockets(&self, mirror: &Contents) -> Result<BTreeSet<LedSocket>, TableError> {
+    pub fn deserted_sockets(
+        &self,
+        mirror: &ServiceContents,
+    ) -> Result<BTreeSet<LedSocket>, TableError> {
         let mut sockets = deserted(&self.memory.sockets4, &mirror.v4)?;
         sockets.append(&mut deserted(&self.memory.sockets6, &mirror.v6)?);
         Ok(sockets)
@@ -93,7 +96,7 @@ where
 
 fn deserted<A: Address>(
     sockets: &Table<HashMap<MapData, SocketKey<A>, SocketPeer<A>>>,
-    mirror: &FamilyTables<A>,
+    mirror: &ServiceTables<A>,
 ) -> Result<BTreeSet<LedSocket>, TableError>
 where
     HashMap<MapData, SocketKey<A>, SocketPeer<A>>:

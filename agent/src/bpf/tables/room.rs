@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_core::contents::{Contents, FamilyTables};
+use weft_core::contents::Contents;
 use weft_core::diff::{Batch, Changes, Concern, FamilyBatch, Step, Writes};
 use weft_core::family::Address;
 
@@ -14,6 +14,7 @@ pub struct FamilyRoom {
     pub ipcache: (&'static str, u32),
     pub frontends: (&'static str, u32),
     pub backends: (&'static str, u32),
+    pub source_ranges: (&'static str, u32),
 }
 
 /// The capacities of the maps, with their names; 0: no limit.
@@ -22,6 +23,7 @@ pub struct Room {
     pub v6: FamilyRoom,
     pub policy: (&'static str, u32),
     pub slots: (&'static str, u32),
+    pub maglev: (&'static str, u32),
     pub bandwidth: (&'static str, u32),
 }
 
@@ -44,72 +46,95 @@ pub fn overflows(
             _ => None,
         })
     };
-    family(v4, &mirror.v4, &room.v4, &mut found);
+    family(v4, mirror, &room.v4, &mut found);
     let v6 = || {
         batches().filter_map(|batch| match batch {
             Batch::V6(batch) => Some(batch),
             _ => None,
         })
     };
-    family(v6, &mirror.v6, &room.v6, &mut found);
+    family(v6, mirror, &room.v6, &mut found);
     let writes = || {
         batches().filter_map(|batch| match batch {
             Batch::Policy(writes) => Some(writes),
             _ => None,
         })
     };
-    found.look(Concern::Policy, room.policy, writes, &mirror.policy);
+    let Contents { policy, services } = mirror;
+    found.look(Concern::Policy, room.policy, writes, &policy.verdicts);
     let writes = || {
         batches().filter_map(|batch| match batch {
             Batch::Slots(writes) => Some(writes),
             _ => None,
         })
     };
-    found.look(Concern::Services, room.slots, writes, &mirror.slots);
+    found.look(Concern::Services, room.slots, writes, &services.slots);
+    let writes = || {
+        batches().filter_map(|batch| match batch {
+            Batch::Maglev(writes) => Some(writes),
+            _ => None,
+        })
+    };
+    found.look(Concern::Services, room.maglev, writes, &services.maglev);
     let writes = || {
         batches().filter_map(|batch| match batch {
             Batch::Bandwidth(writes) => Some(writes),
             _ => None,
         })
     };
-    found.look(Concern::Limits, room.bandwidth, writes, &mirror.bandwidth);
+    found.look(Concern::Limits, room.bandwidth, writes, &policy.bandwidth);
     found.0
 }
 
 fn family<'a, A: Address + 'a, I: Iterator<Item = &'a FamilyBatch<A>>>(
     batches: impl Fn() -> I,
-    mirror: &FamilyTables<A>,
+    mirror: &Contents,
     room: &FamilyRoom,
     found: &mut Found,
 ) {
+    let policy = A::policy(&mirror.policy);
+    let services = A::services(&mirror.services);
     let writes = || {
         batches().filter_map(|batch| match batch {
             FamilyBatch::Endpoints(writes) => Some(writes),
             _ => None,
         })
     };
-    found.look(Concern::Policy, room.endpoints, writes, &mirror.endpoints);
+    found.look(Concern::Policy, room.endpoints, writes, &policy.endpoints);
     let writes = || {
         batches().filter_map(|batch| match batch {
             FamilyBatch::Ipcache(writes) => Some(writes),
             _ => None,
         })
     };
-    found.look(Concern::Policy, room.ipcache, writes, &mirror.ipcache);
+    found.look(Concern::Policy, room.ipcache, writes, &policy.ipcache);
     let writes = || {
         batches().filter_map(|batch| match batch {
             FamilyBatch::Frontends(writes) => Some(writes),
             _ => None,
         })
     };
-    found.look(Concern::Services, room.frontends, writes, &mirror.frontends);
+    found.look(
+        Concern::Services,
+        room.frontends,
+        writes,
+        &services.frontends,
+    );
     let writes = || {
         batches().filter_map(|batch| match batch {
             FamilyBatch::Backends(writes) => Some(writes),
             _ => None,
         })
     };
-    found.look(Concern::Services, room.backends, writes, &mirror.backends);
+    found.look(Concern::Services, room.backends, writes, &services.backends);
+    let writes = || {
+        batches().filter_map(|batch| match batch {
+            FamilyBatch::SourceRanges(writes) => Some(writes),
+            _ => None,
+        })
+    };
+    let source_ranges = &services.source_ranges;
+    found.look(Concern::Services, room.source_ranges, writes, source_ranges);
 }
 
 #[derive(Default)]

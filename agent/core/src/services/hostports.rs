@@ -7,6 +7,7 @@
 //!
 //! A hostPort takes addresses of this node and no others. If it took any address that it was asked
 //! to, whoever may create a pod could have what this node's pods and processes send to that address.
+//! Nor does it take an address and port that a service has, a NodePort included.
 
 use std::{
     cmp::Reverse,
@@ -14,23 +15,60 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use weft_abi::{
-    addr::{Addr4, Addr6},
-    service::{FrontendKey, SCOPE_EXTERNAL, SCOPE_INTERNAL},
+use super::{
+    claims::{Claim, Claims, Class, Unit, Wish},
+    endpoints::Endpoint,
+    writer::{Exposure, Port, PortKey, Record, View, Writer},
 };
-
-use super::frontends::{Candidate, Candidates, Port, PortKey, Writer};
-use crate::{
-    family::Address,
-    model::{ClusterState, HostPort, LocalEndpoint, Warning, canonical},
-};
+use crate::model::{ClusterState, HostPort, LocalEndpoint, Protocol, Warning, canonical};
 
 /// How many addresses a warning names.
 const NAMED: usize = 3;
 
-/// Writes the hostPorts. Of two that want the same port of an address the first has it: that of the
-/// pod that is more surely alive, then by name.
-pub fn write(state: &ClusterState, writer: &mut Writer<'_>, warnings: &mut Vec<Warning>) {
+/// One hostPort of one family, with the addresses at which it is wanted.
+pub struct Wanted<'a> {
+    endpoint: &'a LocalEndpoint,
+    port: Asked,
+    /// The pod's address.
+    target: IpAddr,
+    /// The node's addresses; sorted.
+    addresses: Vec<IpAddr>,
+}
+
+/// A hostPort, to be sorted: what is asked for one address first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Asked {
+    everywhere: bool,
+    address: Option<IpAddr>,
+    port: u16,
+    protocol: Protocol,
+    target: u16,
+}
+
+impl Asked {
+    fn new(port: &HostPort) -> Self {
+        let address = port.host_ip.map(canonical);
+        let address = address.filter(|address| !address.is_unspecified());
+        Self {
+            everywhere: address.is_none(),
+            address,
+            port: port.host_port,
+            protocol: port.protocol,
+            target: port.container_port,
+        }
+    }
+
+    fn warning(&self, endpoint: &LocalEndpoint, message: &str) -> Warning {
+        Warning {
+            object: format!("Pod {}", endpoint.pod),
+            message: format!("hostPort {}/{}: {message}", self.port, self.protocol),
+        }
+    }
+}
+
+/// All that pods of this node want. Of two that want the same port of an address the first has it:
+/// that of the pod that is more surely alive, then by name.
+pub fn wanted<'a>(state: &'a ClusterState, warnings: &mut Vec<Warning>) -> Vec<Wanted<'a>> {
     let mut endpoints: Vec<_> = state
         .endpoints
         .values()
@@ -38,29 +76,65 @@ pub fn write(state: &ClusterState, writer: &mut Writer<'_>, warnings: &mut Vec<W
         .filter(|endpoint| state.pod_of(endpoint).is_none_or(|pod| !pod.terminal))
         .collect();
     if endpoints.is_empty() {
-        return;
+        return Vec::new();
     }
     endpoints.sort_by_key(|endpoint| {
         let life = Reverse(life(state, endpoint));
         (life, &endpoint.pod, &endpoint.container_id)
     });
     let own = own_addresses(state);
+    let mut wanted = Vec::new();
     for endpoint in endpoints {
         // As with sockets, a port of one address goes before the port of every address.
-        let mut ports: Vec<_> = endpoint.host_ports.iter().map(Wanted::new).collect();
+        let mut ports: Vec<_> = endpoint.host_ports.iter().map(Asked::new).collect();
         ports.sort_unstable();
         ports.dedup();
-        for port in ports.iter().filter(|port| port.port > 0) {
-            let mut job = Job {
-                endpoint,
-                port,
-                own: &own,
-                writer: &mut *writer,
-                warnings: &mut *warnings,
+        for port in ports.into_iter().filter(|port| port.port > 0) {
+            let addresses = match addresses(endpoint, &port, &own) {
+                Ok(addresses) => addresses,
+                Err(why) => {
+                    warnings.push(port.warning(endpoint, &why));
+                    continue;
+                }
             };
-            job.write();
+            for ipv4 in [true, false] {
+                let family = |ip: &&IpAddr| ip.is_ipv4() == ipv4;
+                let Some(target) = endpoint.ips.iter().find(family) else {
+                    continue;
+                };
+                wanted.push(Wanted {
+                    endpoint,
+                    port: port.clone(),
+                    target: *target,
+                    addresses: addresses.iter().filter(family).copied().collect(),
+                });
+            }
         }
     }
+    wanted
+}
+
+/// The addresses of this node at which a port is asked for, or why there is none.
+fn addresses(
+    endpoint: &LocalEndpoint,
+    port: &Asked,
+    own: &BTreeSet<IpAddr>,
+) -> Result<BTreeSet<IpAddr>, String> {
+    let Some(address) = port.address else {
+        return Ok(own.clone());
+    };
+    if !address.is_loopback() && !own.contains(&address) {
+        return Err(format!(
+            "this node has no address {address}; the port is not served until it has"
+        ));
+    }
+    let mut ips = endpoint.ips.iter();
+    if !ips.any(|ip| ip.is_ipv4() == address.is_ipv4()) {
+        return Err(format!(
+            "the pod has no address of the family of {address}; the port is not served"
+        ));
+    }
+    Ok([address].into())
 }
 
 /// How surely an interface is that of a living pod.
@@ -108,133 +182,135 @@ fn own_addresses(state: &ClusterState) -> BTreeSet<IpAddr> {
         .collect()
 }
 
-/// A hostPort, to be sorted: what is asked for one address first.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Wanted {
-    everywhere: bool,
-    address: Option<IpAddr>,
-    port: u16,
-    protocol: crate::model::Protocol,
-    target: u16,
-}
-
-impl Wanted {
-    fn new(port: &HostPort) -> Self {
-        let address = port.host_ip.map(canonical);
-        let address = address.filter(|address| !address.is_unspecified());
-        Self {
-            everywhere: address.is_none(),
+impl Wanted<'_> {
+    fn claim(&self, address: IpAddr) -> Claim {
+        Claim {
             address,
-            port: port.host_port,
-            protocol: port.protocol,
-            target: port.container_port,
+            port: self.port.port,
+            protocol: self.port.protocol.number(),
         }
     }
-}
 
-/// One hostPort, on its way into the maps.
-struct Job<'a, 'b> {
-    endpoint: &'a LocalEndpoint,
-    port: &'a Wanted,
-    own: &'a BTreeSet<IpAddr>,
-    writer: &'a mut Writer<'b>,
-    warnings: &'a mut Vec<Warning>,
-}
-
-impl Job<'_, '_> {
-    fn write(&mut self) {
-        let addresses = match self.port.address {
-            None => self.own.clone(),
-            Some(address) => {
-                if !address.is_loopback() && !self.own.contains(&address) {
-                    self.warn(&format!(
-                        "this node has no address {address}; the port is not served until it has"
-                    ));
-                    return;
-                }
-                let mut ips = self.endpoint.ips.iter();
-                if !ips.any(|ip| ip.is_ipv4() == address.is_ipv4()) {
-                    self.warn(&format!(
-                        "the pod has no address of the family of {address}; the port is not served"
-                    ));
-                    return;
-                }
-                [address].into()
-            }
-        };
-        self.write_family::<Addr4>(&addresses, Ipv4Addr::UNSPECIFIED.into());
-        self.write_family::<Addr6>(&addresses, Ipv6Addr::UNSPECIFIED.into());
+    fn key(&self) -> PortKey {
+        PortKey::HostPort {
+            pod: self.endpoint.pod.clone(),
+            address: self.port.address,
+            port: self.port.port,
+            protocol: self.port.protocol,
+            ipv4: self.target.is_ipv4(),
+        }
     }
 
-    /// Writes the port at those of the addresses that are of one family; `any` is the address by
-    /// which that family says "every address".
-    fn write_family<A: Address>(&mut self, addresses: &BTreeSet<IpAddr>, any: IpAddr) {
-        let Self { endpoint, port, .. } = *self;
-        let mut ips = endpoint.ips.iter();
-        let Some(target) = ips.find(|ip| A::from_ip(**ip).is_some()) else {
-            return;
+    fn name(&self) -> String {
+        let any: IpAddr = if self.target.is_ipv4() {
+            Ipv4Addr::UNSPECIFIED.into()
+        } else {
+            Ipv6Addr::UNSPECIFIED.into()
         };
-        let mut keys = Vec::new();
+        let socket = SocketAddr::new(self.port.address.unwrap_or(any), self.port.port);
+        format!(
+            "hostPort {} {socket}/{}",
+            self.endpoint.pod, self.port.protocol
+        )
+    }
+}
+
+/// The same as wishes; sorted.
+pub fn wishes(wanted: &[Wanted<'_>]) -> Vec<Wish> {
+    let claims = wanted.iter().flat_map(|wanted| {
+        let addresses = wanted.addresses.iter();
+        addresses.map(|address| wanted.claim(*address))
+    });
+    let wish = |claim| Wish {
+        claim,
+        class: Class::HostPort,
+        since: 0,
+    };
+    let mut wishes: Vec<_> = claims.map(wish).collect();
+    wishes.sort_unstable();
+    wishes.dedup();
+    wishes
+}
+
+/// Writes the hostPorts, each where nobody has its address and port before it.
+pub fn write(
+    state: &ClusterState,
+    wanted: &[Wanted<'_>],
+    previous: &[Record],
+    claims: &Claims,
+    writer: &mut Writer<'_>,
+    warnings: &mut Vec<Warning>,
+) -> Vec<Record> {
+    let mut records = Vec::new();
+    let mut taken = BTreeMap::<Claim, String>::new();
+    for wanted in wanted {
+        let name = wanted.name();
+        let mut exposures = Vec::new();
         let mut lost = BTreeMap::<String, Vec<IpAddr>>::new();
-        for (ip, address) in addresses
-            .iter()
-            .filter_map(|ip| Some((ip, A::from_ip(*ip)?)))
-        {
-            // Nothing from outside can be meant for a loopback address.
-            let scopes = if ip.is_loopback() {
-                &[SCOPE_INTERNAL][..]
-            } else {
-                &[SCOPE_INTERNAL, SCOPE_EXTERNAL]
-            };
-            let wanted = scopes.iter().map(|scope| FrontendKey {
-                address,
-                port: port.port,
-                protocol: port.protocol.number(),
-                scope: *scope,
-            });
-            let holder = wanted.clone().find_map(|key| self.writer.holder(&key));
-            match holder {
-                None => keys.extend(wanted),
-                Some(holder) => lost.entry(holder.to_owned()).or_default().push(*ip),
+        for address in &wanted.addresses {
+            let claim = wanted.claim(*address);
+            let holder = service_at(state, claims, claim).map(ToString::to_string);
+            match holder.or_else(|| taken.get(&claim).cloned()) {
+                Some(holder) => lost.entry(holder).or_default().push(*address),
+                None => {
+                    taken.insert(claim, name.clone());
+                    exposures.push(Exposure {
+                        claim,
+                        internal: View::default(),
+                        // Nothing from outside can be meant for a loopback address.
+                        external: (!address.is_loopback()).then(View::default),
+                    });
+                }
             }
         }
         for (holder, addresses) in lost {
-            self.warn(&format!(
+            let message = format!(
                 "at {} it is already in use, by {holder}; there it does not lead to this pod",
                 listed(&addresses)
-            ));
+            );
+            warnings.push(wanted.port.warning(wanted.endpoint, &message));
         }
-        let candidate = Candidate {
-            local: true,
-            ready: true,
-            serving: true,
-            terminating: false,
-        };
-        let candidates = Candidates::from([((*target, port.target), candidate)]);
-        let socket = SocketAddr::new(port.address.unwrap_or(any), port.port);
+        if exposures.is_empty() {
+            continue;
+        }
         let port = Port {
-            key: PortKey::HostPort {
-                pod: endpoint.pod.clone(),
-                address: port.address,
-                port: port.port,
-                protocol: port.protocol,
-                ipv4: A::BITS == 32,
-            },
-            name: format!("hostPort {} {socket}/{}", endpoint.pod, port.protocol),
-            candidates: &candidates,
-            local_only: false,
+            key: wanted.key(),
+            name: &name,
+            endpoints: &[Endpoint::of_host_port(wanted.target, wanted.port.target)],
+            exposures: &exposures,
+            is_external: true,
             affinity_seconds: 0,
+            maglev: false,
+            ranges: &[],
+            lets_node_in: false,
         };
-        self.writer.write(&port, &keys);
+        let mut previous = previous.iter();
+        let previous = previous.find(|record| record.key == port.key);
+        records.push(writer.write(port, previous));
     }
+    records
+}
 
-    fn warn(&mut self, message: &str) {
-        let Wanted { port, protocol, .. } = self.port;
-        self.warnings.push(Warning {
-            object: format!("Pod {}", self.endpoint.pod),
-            message: format!("hostPort {port}/{protocol}: {message}"),
-        });
-    }
+/// The service that has an address and port of this node, by itself or with a NodePort.
+fn service_at<'a>(state: &ClusterState, claims: &'a Claims, claim: Claim) -> Option<&'a Unit> {
+    let exact = claims.holder(claim);
+    let node_port = || {
+        let any: IpAddr = if claim.address.is_ipv4() {
+            Ipv4Addr::UNSPECIFIED.into()
+        } else {
+            Ipv6Addr::UNSPECIFIED.into()
+        };
+        let addresses = &state.settings.nodeport_addresses;
+        let has_them = addresses.contain(claim.address, state.own_node());
+        let claim = Claim {
+            address: any,
+            ..claim
+        };
+        has_them.then(|| claims.holder(claim)).flatten()
+    };
+    exact
+        .filter(|unit| **unit != Unit::HostPorts)
+        .or_else(node_port)
 }
 
 /// The first few of many addresses.
@@ -253,14 +329,18 @@ fn listed(addresses: &[IpAddr]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use weft_abi::{
+        addr::{Addr4, Addr6},
+        service::{Frontend, FrontendKey, SCOPE_EXTERNAL, SlotKey},
+    };
+
     use super::*;
     use crate::{
-        compile::{
-            Compiler, Desired,
-            tests::{ip, mk_pod, mk_state, pod_mut, warned},
-        },
-        contents::Contents,
-        model::{ObjectKey, Protocol, Service, ServicePort},
+        compile::tests::{ip, mk_pod, mk_state, pod_mut},
+        contents::ServiceContents,
+        family::Address,
+        model::{NodePortAddresses, ObjectKey, Service, ServicePort},
+        services::{Dirty, ServiceCompiler},
     };
 
     /// A hostPort as a manifest writes it: `address:port/protocol`, without an address for all.
@@ -291,12 +371,12 @@ mod tests {
     }
 
     /// Every frontend with the backends behind it, as text.
-    fn frontends(contents: &Contents) -> Vec<String> {
-        fn family<A: Address>(contents: &Contents) -> Vec<String> {
-            let tables = A::tables(contents);
-            let one = |(key, frontend): (&FrontendKey<A>, &weft_abi::service::Frontend)| {
+    fn frontends(contents: &ServiceContents) -> Vec<String> {
+        fn family<A: Address>(contents: &ServiceContents) -> Vec<String> {
+            let tables = A::services(contents);
+            let one = |(key, frontend): (&FrontendKey<A>, &Frontend)| {
                 assert_eq!((frontend.first, frontend.count), (0, 1), "{key:?}");
-                let slot = weft_abi::service::SlotKey {
+                let slot = SlotKey {
                     service: frontend.service,
                     slot: 0,
                 };
@@ -316,13 +396,19 @@ mod tests {
         [family::<Addr4>(contents), family::<Addr6>(contents)].concat()
     }
 
-    fn compile(state: &ClusterState) -> Desired {
-        Compiler::new().compile(state)
+    fn compile(state: &ClusterState) -> ServiceCompiler {
+        let mut compiler = ServiceCompiler::new();
+        compiler.update(state, &Dirty::everything());
+        compiler
+    }
+
+    fn warned(compiler: &ServiceCompiler) -> Vec<String> {
+        compiler.warnings().map(ToString::to_string).collect()
     }
 
     /// Where a port of the node's first address leads.
     fn target(state: &ClusterState) -> Option<String> {
-        let found = frontends(&compile(state).contents);
+        let found = frontends(compile(state).contents());
         found
             .iter()
             .find_map(|text| text.strip_prefix("192.0.2.1:80/TCP outside "))
@@ -335,7 +421,7 @@ mod tests {
         mk_port(&mut state, "web", ":80/TCP", 8080);
         let desired = compile(&state);
         assert_eq!(
-            frontends(&desired.contents),
+            frontends(desired.contents()),
             [
                 "127.0.0.1:80/TCP 10.0.0.2:8080",
                 "192.0.2.1:80/TCP 10.0.0.2:8080",
@@ -347,7 +433,7 @@ mod tests {
                 "[2001:db8::1]:80/TCP outside [fd00::2]:8080",
             ]
         );
-        let mut names: Vec<_> = desired.services.values().collect();
+        let mut names: Vec<_> = desired.names().map(|(_, name)| name).collect();
         names.sort_unstable();
         assert_eq!(
             names,
@@ -364,7 +450,7 @@ mod tests {
         let endpoint = state.endpoints.get_mut("web").expect("a pod");
         endpoint.ips.remove(0);
         let desired = compile(&state);
-        assert_eq!(frontends(&desired.contents).len(), 3);
+        assert_eq!(frontends(desired.contents()).len(), 3);
         assert_eq!(warned(&desired), [""; 0]);
     }
 
@@ -379,7 +465,7 @@ mod tests {
         mk_port(&mut state, "web", "[2001:db8::1]:54323/TCP", 8081);
         let desired = compile(&state);
         assert_eq!(
-            frontends(&desired.contents),
+            frontends(desired.contents()),
             [
                 "127.0.0.1:54323/TCP 10.0.0.3:8080",
                 "192.0.2.1:54323/TCP 10.0.0.2:8080",
@@ -400,7 +486,7 @@ mod tests {
         mk_port(&mut state, "web", ":80/TCP", 8080);
         mk_port(&mut state, "web", "192.0.2.1:80/TCP", 8081);
         let desired = compile(&state);
-        let found = frontends(&desired.contents);
+        let found = frontends(desired.contents());
         assert!(
             found.contains(&"192.0.2.1:80/TCP 10.0.0.2:8081".to_owned()),
             "{found:?}"
@@ -426,11 +512,11 @@ mod tests {
         mk_port(&mut state, "web", "10.0.0.3:80/TCP", 8080);
         state.own_addresses.insert(ip("10.0.0.3"));
         let desired = compile(&state);
-        assert_eq!(frontends(&desired.contents), [""; 0]);
-        assert_eq!(desired.warnings.len(), 2, "{:?}", warned(&desired));
+        assert_eq!(frontends(desired.contents()), [""; 0]);
+        assert_eq!(warned(&desired).len(), 2, "{:?}", warned(&desired));
         assert!(
             !desired
-                .contents
+                .contents()
                 .v4
                 .backends
                 .values()
@@ -438,15 +524,15 @@ mod tests {
         );
 
         state.own_addresses.insert(ip("203.0.113.9"));
-        assert_eq!(frontends(&compile(&state).contents).len(), 2);
+        assert_eq!(frontends(compile(&state).contents()).len(), 2);
 
         // What the pod has no address for leads nowhere.
         let mut state = mk_cluster();
         state.endpoints.get_mut("web").expect("a pod").ips.pop();
         mk_port(&mut state, "web", "[::1]:80/TCP", 8080);
         let desired = compile(&state);
-        assert_eq!(frontends(&desired.contents), [""; 0]);
-        assert_eq!(desired.warnings.len(), 1, "{:?}", warned(&desired));
+        assert_eq!(frontends(desired.contents()), [""; 0]);
+        assert_eq!(warned(&desired).len(), 1, "{:?}", warned(&desired));
     }
 
     #[test]
@@ -529,17 +615,68 @@ mod tests {
         };
         state.services.insert(service.key.clone(), service);
         let desired = compile(&state);
-        let keys = desired.contents.v4.frontends.keys();
-        let outside =
-            keys.filter(|key| key.address == ip4("192.0.2.1") && key.scope == SCOPE_EXTERNAL);
-        assert_eq!(outside.count(), 0, "one address is of one or the other");
+        let lead_to_the_pod = |compiler: &ServiceCompiler, address: &str| {
+            let pods = |(key, frontend): (&FrontendKey<Addr4>, &Frontend)| {
+                let name = compiler.name(frontend.service).expect("a name");
+                (key.address == ip4(address)).then(|| name.starts_with("hostPort"))
+            };
+            let frontends = compiler.contents().v4.frontends.iter();
+            frontends.filter_map(pods).collect::<Vec<_>>()
+        };
+        // With the address as such, from inside and outside.
+        assert_eq!(lead_to_the_pod(&desired, "192.0.2.1"), [false; 4]);
+        assert_eq!(lead_to_the_pod(&desired, "198.51.100.1"), [true; 2]);
         assert_eq!(
             warned(&desired),
             [
                 "Pod shop/web: hostPort 80/TCP: at 192.0.2.1 it is already in use, by \
-              shop/front:80; there it does not lead to this pod"
+              Service shop/front; there it does not lead to this pod"
             ]
         );
+    }
+
+    #[test]
+    fn node_ports_go_before_host_ports_where_they_are() {
+        let mut state = mk_cluster();
+        mk_port(&mut state, "web", ":30080/TCP", 8080);
+        let addresses = |state: &ClusterState| {
+            let compiler = compile(state);
+            let exact = compiler.contents().v4.frontends.keys();
+            let exact = exact.filter(|key| key.port == 30080 && key.address != Addr4::default());
+            let addresses: BTreeSet<_> = exact.map(|key| key.address.to_ip().to_string()).collect();
+            (
+                addresses.into_iter().collect::<Vec<_>>(),
+                warned(&compiler).len(),
+            )
+        };
+        let all = ["127.0.0.1", "192.0.2.1", "198.51.100.1"].map(str::to_owned);
+        assert_eq!(addresses(&state), (all.to_vec(), 0));
+
+        let mut compiler = ServiceCompiler::new();
+        compiler.update(&state, &Dirty::everything());
+        let service = Service {
+            key: ObjectKey::new("shop", "front"),
+            cluster_ips: vec![ip("10.96.0.1")],
+            ports: vec![ServicePort {
+                name: String::new(),
+                protocol: Protocol::Tcp,
+                port: 80,
+                node_port: 30080,
+            }],
+            ..Service::default()
+        };
+        state.services.insert(service.key.clone(), service);
+        assert_eq!(addresses(&state), (vec!["127.0.0.1".to_owned()], 1));
+        let mut dirty = Dirty::default();
+        dirty.service(ObjectKey::new("shop", "front"));
+        compiler.update(&state, &dirty);
+        assert_eq!(compiler.contents(), compile(&state).contents());
+
+        state.settings.nodeport_addresses = NodePortAddresses::Primary;
+        let others = ["127.0.0.1", "198.51.100.1"].map(str::to_owned);
+        assert_eq!(addresses(&state), (others.to_vec(), 1));
+        compiler.update(&state, &Dirty::default());
+        assert_eq!(compiler.contents(), compile(&state).contents());
     }
 
     fn ip4(text: &str) -> Addr4 {
@@ -553,12 +690,13 @@ mod tests {
         let before = compile(&state);
         state.own_addresses.remove(&ip("192.0.2.1"));
         state.own_addresses.insert(ip("192.0.2.99"));
-        let mut restarted = Compiler::new();
-        restarted.adopt(&before.contents);
-        let after = restarted.compile(&state);
-        assert_eq!(after.services, before.services);
-        assert_eq!(after.contents.v4.backends, before.contents.v4.backends);
-        assert_eq!(after.contents.slots, before.contents.slots);
-        assert_ne!(after.contents.v4.frontends, before.contents.v4.frontends);
+        let mut after = ServiceCompiler::new();
+        after.adopt(before.contents());
+        after.update(&state, &Dirty::everything());
+        assert!(after.names().eq(before.names()));
+        let (after, before) = (after.contents(), before.contents());
+        assert_eq!(after.v4.backends, before.v4.backends);
+        assert_eq!(after.slots, before.slots);
+        assert_ne!(after.v4.frontends, before.v4.frontends);
     }
 }
