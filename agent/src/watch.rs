@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   list+watch (kube) --> converted by weft-core as it arrives --> ClusterState --> changed()
+//!                                                                  `-----------> Dirty: what changed
 //! ```
 //!
 //! Only what the compiler reads is kept; an update that changes none of it (a heartbeat, a counter)
@@ -13,6 +14,9 @@
 //!   when it is complete, so deletes that were missed are found and no half list is ever seen.
 //! - An object that cannot be decoded keeps its last good version, so that no policy is lost to a
 //!   typing mistake; it is reported, and the others of its kind go on.
+//! - A kind that older API servers do not have holds nothing up: where there is none, it has no objects.
+
+mod dirty;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -22,7 +26,7 @@ use std::time::{Duration, SystemTime};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::networking::v1::{NetworkPolicy, ServiceCIDR};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DeserializeGuard;
 use kube::runtime::WatchStreamExt as _;
@@ -36,6 +40,8 @@ use tracing::{debug, info, warn};
 use weft_core::convert::{self, ConvertError, Converted};
 use weft_core::model::{ClusterState, ObjectKey, Warning};
 
+pub use self::dirty::Dirty;
+use self::dirty::Marker;
 use crate::backoff::Backoff;
 use crate::errors::chain;
 
@@ -43,14 +49,20 @@ use crate::errors::chain;
 const SERVICES: &str = "!service.kubernetes.io/service-proxy-name";
 
 /// The kinds that are watched, by the name that status shows.
-pub const KINDS: [&str; 6] = [
+pub const KINDS: [&str; 7] = [
     "nodes",
     "namespaces",
     "pods",
     "services",
     "endpointslices",
     "networkpolicies",
+    "servicecidrs",
 ];
+
+/// The longest pause between attempts to watch a kind.
+const PAUSE: Duration = Duration::from_secs(5);
+/// The same for a kind that the API may not have.
+const OPTIONAL_PAUSE: Duration = Duration::from_secs(30);
 
 /// How one watch is doing.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -99,6 +111,7 @@ pub struct Cluster {
 #[derive(Debug)]
 struct Inner {
     state: ClusterState,
+    dirty: Dirty,
     watches: BTreeMap<&'static str, WatchStatus>,
     /// Warnings by kind and object, as long as the object is there.
     warnings: BTreeMap<(&'static str, String), Vec<Warning>>,
@@ -118,6 +131,7 @@ impl Cluster {
         Arc::new(Self {
             inner: Mutex::new(Inner {
                 state,
+                dirty: Dirty::default(),
                 watches,
                 warnings: BTreeMap::new(),
             }),
@@ -155,6 +169,12 @@ impl Cluster {
             Api::all(client.clone()),
             plain(),
             POLICIES,
+        ));
+        tasks.spawn(run(
+            self.clone(),
+            Api::all(client.clone()),
+            plain(),
+            SERVICE_CIDRS,
         ));
     }
 
@@ -199,6 +219,12 @@ impl Cluster {
     /// Calls `write` with the state, to set what does not come from the API.
     pub fn update<T>(&self, write: impl FnOnce(&mut ClusterState) -> T) -> T {
         write(&mut self.lock().state)
+    }
+
+    /// What the API's objects changed since the last call. Who could not do what that asks for must
+    /// keep it.
+    pub fn take_dirty(&self) -> Dirty {
+        std::mem::take(&mut self.lock().dirty)
     }
 
     /// How each watch is doing.
@@ -259,6 +285,10 @@ struct Kind<K, I, M> {
     name: &'static str,
     convert: fn(&K) -> Result<Converted<M>, ConvertError>,
     table: fn(&mut ClusterState) -> &mut BTreeMap<I, M>,
+    /// The service that an object is, or is of.
+    service: fn(&M) -> Option<ObjectKey>,
+    /// Whether the API may not have it.
+    optional: bool,
 }
 
 impl<K, I, M> Clone for Kind<K, I, M> {
@@ -273,31 +303,55 @@ const NODES: Kind<Node, String, weft_core::model::Node> = Kind {
     name: KINDS[0],
     convert: convert::node,
     table: |state| &mut state.nodes,
+    service: |_| None,
+    optional: false,
 };
 const NAMESPACES: Kind<Namespace, String, weft_core::model::Namespace> = Kind {
     name: KINDS[1],
     convert: convert::namespace,
     table: |state| &mut state.namespaces,
+    service: |_| None,
+    optional: false,
 };
 const PODS: Kind<Pod, ObjectKey, weft_core::model::Pod> = Kind {
     name: KINDS[2],
     convert: convert::pod,
     table: |state| &mut state.pods,
+    service: |_| None,
+    optional: false,
 };
 const SERVICE_KIND: Kind<Service, ObjectKey, weft_core::model::Service> = Kind {
     name: KINDS[3],
     convert: convert::service,
     table: |state| &mut state.services,
+    service: |service| Some(service.key.clone()),
+    optional: false,
 };
 const SLICES: Kind<EndpointSlice, ObjectKey, weft_core::model::EndpointSlice> = Kind {
     name: KINDS[4],
     convert: convert::endpoint_slice,
     table: |state| &mut state.slices,
+    service: |slice| {
+        let name = slice.service.clone()?;
+        Some(ObjectKey::new(slice.key.namespace.clone(), name))
+    },
+    optional: false,
 };
 const POLICIES: Kind<NetworkPolicy, ObjectKey, weft_core::model::NetworkPolicy> = Kind {
     name: KINDS[5],
     convert: convert::network_policy,
     table: |state| &mut state.policies,
+    service: |_| None,
+    optional: false,
+};
+
+const SERVICE_CIDRS: Kind<ServiceCIDR, String, weft_core::model::ServiceCidr> = Kind {
+    name: KINDS[6],
+    convert: convert::service_cidr,
+    table: |state| &mut state.service_cidrs,
+    service: |_| None,
+    // Since 1.33.
+    optional: true,
 };
 
 /// A list that is being received.
@@ -327,7 +381,8 @@ async fn run<K, I, M>(
     M: PartialEq + Clone + Send + 'static,
 {
     // Fast enough to recover within seconds, slow enough not to press an API server that starts.
-    let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    let longest = if kind.optional { OPTIONAL_PAUSE } else { PAUSE };
+    let backoff = Backoff::new(Duration::from_millis(200), longest);
     // The announcement of a list is no success: a backoff that took it for one would never grow.
     let events = watcher::watcher(api, config)
         .try_filter(|event| std::future::ready(!matches!(event, Event::Init)))
@@ -353,7 +408,11 @@ async fn follow<K, I, M>(
             Err(error) => {
                 // A list that broke off is made anew from its beginning.
                 listing = Listing::default();
-                cluster.watch_failed(kind.name, &error);
+                if kind.optional && is_refusal(&error) {
+                    cluster.absent(kind.name, &error);
+                } else {
+                    cluster.watch_failed(kind.name, &error);
+                }
             }
         }
     }
@@ -374,25 +433,18 @@ impl Cluster {
         I: Id,
         M: PartialEq + Clone,
     {
-        let mut inner = self.lock();
+        let mut guard = self.lock();
+        let inner = &mut *guard;
         let mut first = false;
         let changes = match event {
             Event::Apply(object) => {
                 let (id, model) = inner.read(kind, &object);
-                let table = (kind.table)(&mut inner.state);
-                u64::from(match model {
-                    Some(model) if table.get(&id) == Some(&model) => false,
-                    Some(model) => {
-                        table.insert(id, model);
-                        true
-                    }
-                    None => table.remove(&id).is_some(),
-                })
+                inner.set(kind, id, model)
             }
             Event::Delete(object) => {
                 let id = I::of(object.meta());
                 inner.warnings.remove(&(kind.name, id.to_string()));
-                u64::from((kind.table)(&mut inner.state).remove(&id).is_some())
+                inner.set(kind, id, None)
             }
             Event::Init => return,
             Event::InitApply(object) => {
@@ -409,7 +461,9 @@ impl Cluster {
                     .warnings
                     .retain(|(of, id), _| *of != kind.name || names.contains(id));
                 let table = (kind.table)(&mut inner.state);
-                let changes = differences(table, &objects);
+                let mut marker = Marker::new(&mut inner.dirty, kind.service);
+                marker.compare_all(table, &objects);
+                let changes = marker.changes;
                 *table = objects;
                 let status = inner.watches.entry(kind.name).or_default();
                 status.lists += 1;
@@ -418,6 +472,9 @@ impl Cluster {
                 changes
             }
         };
+        if changes > 0 {
+            inner.dirty.kinds.insert(kind.name);
+        }
         let objects = (kind.table)(&mut inner.state).len();
         let status = inner.watches.entry(kind.name).or_default();
         if !status.connected && status.errors > 0 {
@@ -426,15 +483,39 @@ impl Cluster {
         status.connected = true;
         status.objects = objects;
         status.changes += changes;
+        self.tell(guard, changes > 0 || first);
+    }
+
+    /// Lets go of the lock, and tells of what changed under it.
+    fn tell(&self, inner: MutexGuard<'_, Inner>, changed: bool) {
         let all = inner.watches.values().all(|watch| watch.synced);
         drop(inner);
         if all {
             self.synced
                 .send_if_modified(|synced| !std::mem::replace(synced, true));
         }
-        if changes > 0 || first {
+        if changed {
             self.changed.notify_one();
         }
+    }
+
+    /// The API does not have an optional kind, or keeps it from the agent. If it did once, some API
+    /// server still does: that is a failure like others, and what is known stays.
+    fn absent(&self, kind: &'static str, error: &watcher::Error) {
+        let mut inner = self.lock();
+        let status = inner.watches.entry(kind).or_default();
+        if status.lists > 0 {
+            drop(inner);
+            return self.watch_failed(kind, error);
+        }
+        let first = !std::mem::replace(&mut status.synced, true);
+        if first {
+            info!(kind, error = %chain(error), "the API has no such objects for the agent; going on \
+                without");
+        }
+        // Nothing is wrong with the connection.
+        status.connected = true;
+        self.tell(inner, first);
     }
 
     fn watch_failed(&self, kind: &'static str, error: &watcher::Error) {
@@ -454,14 +535,42 @@ impl Cluster {
     }
 }
 
-/// How many objects came, changed or went.
-fn differences<I: Ord, M: PartialEq>(old: &BTreeMap<I, M>, new: &BTreeMap<I, M>) -> u64 {
-    let gone = old.keys().filter(|id| !new.contains_key(id)).count();
-    let other = new.iter().filter(|(id, model)| old.get(id) != Some(model));
-    (gone + other.count()) as u64
+/// Whether the API does not have what was asked for, or does not let the agent have it.
+fn is_refusal(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => {
+            matches!(status.code, 403 | 404)
+        }
+        _ => false,
+    }
 }
 
 impl Inner {
+    /// Puts an object in its place, or takes it away; how many changed.
+    fn set<K, I: Ord, M: PartialEq>(
+        &mut self,
+        kind: Kind<K, I, M>,
+        id: I,
+        model: Option<M>,
+    ) -> u64 {
+        let table = (kind.table)(&mut self.state);
+        let mut marker = Marker::new(&mut self.dirty, kind.service);
+        marker.compare(table.get(&id), model.as_ref());
+        let changes = marker.changes;
+        match model {
+            Some(model) if changes > 0 => {
+                table.insert(id, model);
+            }
+            Some(_) => {}
+            None => {
+                table.remove(&id);
+            }
+        }
+        changes
+    }
+
     /// The typed form of an object: the last good one if this one cannot be decoded.
     fn read<K, I, M>(&mut self, kind: Kind<K, I, M>, object: &DeserializeGuard<K>) -> (I, Option<M>)
     where

@@ -6,7 +6,7 @@ use kube::core::Status;
 use kube::core::error_boundary::InvalidObject;
 use serde_json::json;
 
-type Guarded = watcher::Result<Event<DeserializeGuard<Pod>>>;
+type Guarded<K = Pod> = watcher::Result<Event<DeserializeGuard<K>>>;
 
 fn pod(name: &str, node: &str) -> DeserializeGuard<Pod> {
     let object = json!({
@@ -130,5 +130,135 @@ async fn synced_is_when_every_kind_was_listed() {
     follow(&cluster, SLICES, empty()).await;
     assert!(!cluster.synced() && cluster.wait_synced().now_or_never().is_none());
     follow(&cluster, POLICIES, empty()).await;
+    assert!(!cluster.synced());
+    follow(&cluster, SERVICE_CIDRS, empty()).await;
     assert!(cluster.synced() && cluster.wait_synced().now_or_never().is_some());
+}
+
+fn slice(name: &str, service: &str, ready: bool) -> DeserializeGuard<EndpointSlice> {
+    let object = json!({
+        "metadata": {
+            "name": name,
+            "namespace": "shop",
+            "labels": { "kubernetes.io/service-name": service },
+        },
+        "addressType": "IPv4",
+        "endpoints": [{ "addresses": ["10.0.0.1"], "conditions": { "ready": ready } }],
+        "ports": [],
+    });
+    DeserializeGuard(Ok(serde_json::from_value(object).expect("a slice")))
+}
+
+fn service(name: &str, port: u16) -> DeserializeGuard<Service> {
+    let object = json!({
+        "metadata": { "name": name, "namespace": "shop" },
+        "spec": {
+            "clusterIP": "10.96.0.1",
+            "clusterIPs": ["10.96.0.1"],
+            "ports": [{ "port": port, "protocol": "TCP" }],
+        },
+    });
+    DeserializeGuard(Ok(serde_json::from_value(object).expect("a service")))
+}
+
+/// The names of the services that are marked, and the kinds.
+fn marked(cluster: &Cluster) -> (Vec<String>, Vec<&'static str>) {
+    let dirty = cluster.take_dirty();
+    let services = dirty.services.into_iter().map(|key| key.name);
+    (services.collect(), dirty.kinds.into_iter().collect())
+}
+
+#[tokio::test]
+async fn a_slice_marks_the_service_that_it_was_of_and_the_one_that_it_is_of() {
+    let cluster = Cluster::new("n1");
+    let feed = async |events: Vec<Guarded<EndpointSlice>>| {
+        follow(&cluster, SLICES, futures::stream::iter(events)).await;
+        marked(&cluster)
+    };
+    let of = |services: &[&str]| {
+        let services: Vec<_> = services.iter().map(ToString::to_string).collect();
+        let kinds = if services.is_empty() {
+            vec![]
+        } else {
+            vec!["endpointslices"]
+        };
+        (services, kinds)
+    };
+    let apply = |name, service, ready| vec![Ok(Event::Apply(slice(name, service, ready)))];
+    assert_eq!(feed(apply("s1", "web", true)).await, of(&["web"]));
+    assert_eq!(feed(apply("s1", "web", true)).await, of(&[]), "the same");
+    assert_eq!(feed(apply("s1", "web", false)).await, of(&["web"]));
+    assert_eq!(feed(apply("s1", "api", false)).await, of(&["api", "web"]));
+    feed(apply("s2", "db", true)).await;
+    // A list marks what differs: one changed, one came, one went, one is the same.
+    feed(apply("s3", "old", true)).await;
+    let list = [
+        slice("s1", "api", true),
+        slice("s2", "db", true),
+        slice("s4", "new", true),
+    ];
+    let list = list.into_iter().map(|slice| Ok(Event::InitApply(slice)));
+    let marks = feed(list.chain([Ok(Event::InitDone)]).collect()).await;
+    assert_eq!(marks, of(&["api", "new", "old"]));
+    let gone = vec![Ok(Event::Delete(slice("s2", "db", true)))];
+    assert_eq!(feed(gone).await, of(&["db"]));
+}
+
+#[tokio::test]
+async fn services_mark_themselves_and_other_kinds_only_their_kind() {
+    let cluster = Cluster::new("n1");
+    let events = |port| futures::stream::iter([Ok(Event::Apply(service("web", port)))]);
+    follow(&cluster, SERVICE_KIND, events(80)).await;
+    feed(&cluster, vec![Ok(Event::Apply(pod("a", "n1")))]).await;
+    let mut first = cluster.take_dirty();
+    let web = ObjectKey::new("shop".to_owned(), "web".to_owned());
+    assert_eq!(first.services, [web].into());
+    assert!(first.has("pods") && first.has("services") && !first.has("nodes"));
+    assert!(cluster.take_dirty().is_empty());
+    // What could not be done is kept.
+    follow(&cluster, SERVICE_KIND, events(81)).await;
+    let second = cluster.take_dirty();
+    assert!(!second.has("pods"));
+    first.add(second);
+    assert_eq!(first.services.len(), 1);
+    assert!(first.has("pods"));
+}
+
+#[tokio::test]
+async fn a_kind_that_the_api_does_not_have_has_no_objects() {
+    type Cidrs = Guarded<ServiceCIDR>;
+    fn refused(code: u16) -> Cidrs {
+        let status = Status {
+            code,
+            ..Status::failure("no", "Failed to parse error data")
+        };
+        let error = kube::Error::Api(Box::new(status));
+        Err(watcher::Error::InitialListFailed(error))
+    }
+    let feed = async |cluster: &Cluster, events: Vec<Cidrs>| {
+        follow(cluster, SERVICE_CIDRS, futures::stream::iter(events)).await;
+        cluster.watches()["servicecidrs"].clone()
+    };
+    for code in [403, 404] {
+        let cluster = Cluster::new("n1");
+        let status = feed(&cluster, vec![refused(500)]).await;
+        assert!(!status.synced && !status.connected && !changed(&cluster));
+        let status = feed(&cluster, vec![refused(code)]).await;
+        assert!(status.synced && status.connected && changed(&cluster));
+        feed(&cluster, vec![refused(code)]).await;
+        assert!(!changed(&cluster), "that is known");
+        // The API servers were upgraded; one of them is not yet.
+        let range = json!({
+            "metadata": { "name": "kubernetes" },
+            "spec": { "cidrs": ["10.96.0.0/12"] },
+        });
+        let range = DeserializeGuard(Ok(serde_json::from_value(range).expect("a range")));
+        let list = vec![Ok(Event::InitApply(range)), Ok(Event::InitDone)];
+        let status = feed(&cluster, list).await;
+        assert!(changed(&cluster) && cluster.take_dirty().has("servicecidrs"));
+        assert_eq!(status.objects, 1);
+        let status = feed(&cluster, vec![refused(code)]).await;
+        assert!(!status.connected && !changed(&cluster));
+        assert_eq!(cluster.with(|state| state.service_cidrs.len()), 1);
+    }
 }
