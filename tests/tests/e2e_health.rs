@@ -1,9 +1,5 @@
 //! What a node answers to load balancers and operators, asked where they ask it: whether its proxy
 //! follows the cluster, its metrics, and which services have endpoints on it.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test that cannot go on should say where"
-)]
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};

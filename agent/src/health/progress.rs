@@ -48,9 +48,6 @@ impl Progress {
     pub fn begin(&mut self, state: &ClusterState, counts: Counts, health: &ProxyHealth) {
         self.compiled = counts;
         self.tell(health);
-        for family in Family::ALL {
-            health.queued(family);
-        }
         let node = state.nodes.get(&state.node_name);
         health.node(node.map(Node::eligible));
         self.slices.retain(|key, _| state.slices.contains_key(key));
@@ -176,6 +173,9 @@ mod tests {
             ..Node::default()
         };
         state.nodes.insert(node.name.clone(), node);
+        for family in Family::ALL {
+            health.queued(family);
+        }
         progress.begin(&state, Counts::default(), &health);
         assert!(health.healthz().0);
         clock.advance(TIMEOUT);

@@ -10,6 +10,7 @@
 //!   network        the node's addresses, routes, overlay device
 //!   configuration  what the datapath must know of the node
 //!   compilation    from the cluster to the maps; policy: endpoints that were not compiled yet
+//!   deserted       processes of the node whose backend is gone
 //!   programs       where they are attached
 //!   failures       when to try again
 //!
@@ -27,6 +28,7 @@
 mod applied;
 mod compilation;
 mod configuration;
+mod deserted;
 mod failures;
 mod inputs;
 mod maps;
@@ -53,7 +55,7 @@ use self::network::Network;
 use self::programs::Programs;
 pub use self::shared::Shared;
 use crate::endpoints::Record;
-use crate::health::Observation;
+use crate::health::{Family, Observation};
 use crate::node::NodeSetup;
 
 /// The loop.
@@ -127,6 +129,12 @@ impl Reconciler {
     async fn once(&mut self) -> Result<()> {
         let started = Instant::now();
         let synced = self.shared.cluster.synced();
+        if synced {
+            // From here on, whatever the pass waits for.
+            for family in Family::ALL {
+                self.shared.health.queued(family);
+            }
+        }
         // Policies do not wait for a route that cannot be set: its failure counts at the end.
         let mut network = if synced {
             self.follow_network().await
