@@ -1,5 +1,8 @@
 //! Objects as manifests have them, and as they should not.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 use k8s_openapi::serde::de::DeserializeOwned;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -7,8 +10,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     model::{
-        IpBlock, NamespaceScope, NetworkPolicy, Peer, Peers, PolicyRule, PortMatch, PortName,
-        PortSpec, Ports, Protocol,
+        Hints, IpBlock, LoadBalancing, LoadBalancingReturn, NamespaceScope, NetworkPolicy, Peer,
+        Peers, PolicyRule, PortMatch, PortName, PortSpec, Ports, Protocol,
     },
     selector::{Requirement, Selector},
 };
@@ -300,6 +303,179 @@ fn services() {
         json!({"type": "ExternalName", "clusterIP": "10.96.0.1"})
     ));
     assert!(unproxied(json!({}), json!({"clusterIP": ""})));
+}
+
+/// A service with a cluster IP of each family, changed as told; and how many warnings there were.
+fn service_with(change: impl FnOnce(&mut Value)) -> (crate::model::Service, usize) {
+    let mut raw = json!({
+        "metadata": {"namespace": "shop", "name": "web"},
+        "spec": {
+            "type": "LoadBalancer",
+            "clusterIP": "10.96.0.1",
+            "clusterIPs": ["10.96.0.1", "fd96::1"],
+            "ports": [{"port": 80, "nodePort": 30080}, {"name": "plain", "port": 81}],
+        },
+    });
+    change(&mut raw);
+    let converted = service(&object(raw)).expect("it has a name");
+    (converted.object, converted.warnings.len())
+}
+
+#[test]
+fn addresses_from_outside() {
+    let ips = |ips: &[IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let (web, warnings) = service_with(|raw| {
+        raw["metadata"]["creationTimestamp"] = json!("1970-01-01T00:01:00Z");
+        raw["spec"]["externalIPs"] = json!(["203.0.113.9", "203.0.113.9", "127.0.0.1", "x"]);
+        raw["status"]["loadBalancer"]["ingress"] = json!([
+            {"ip": "198.51.100.1"},
+            {"ip": "198.51.100.2", "ipMode": "VIP"},
+            {"ip": "198.51.100.3", "ipMode": "Proxy"},
+            {"hostname": "balancer.example"},
+            {"ip": "2001:db8::1"},
+        ]);
+    });
+    assert_eq!(ips(&web.external_ips), ["203.0.113.9"]);
+    let expected = ["198.51.100.1", "198.51.100.2", "2001:db8::1"];
+    assert_eq!(ips(&web.load_balancer_ips), expected);
+    assert_eq!(web.created, 60);
+    let node_ports: Vec<_> = web.ports.iter().map(|port| port.node_port).collect();
+    assert_eq!(node_ports, [30080, 0]);
+    assert_eq!(warnings, 2, "loopback, and no address");
+
+    // Of a family that the service does not have.
+    let (web, warnings) = service_with(|raw| {
+        raw["spec"]["clusterIPs"] = json!(["10.96.0.1"]);
+        raw["spec"]["externalIPs"] = json!(["2001:db8::1"]);
+    });
+    assert_eq!((web.external_ips.len(), warnings), (0, 1));
+}
+
+#[test]
+fn health_check_ports_are_of_local_load_balancers() {
+    let port = |kind: &str, policy: &str| {
+        let (web, _) = service_with(|raw| {
+            raw["spec"]["type"] = json!(kind);
+            raw["spec"]["externalTrafficPolicy"] = json!(policy);
+            raw["spec"]["healthCheckNodePort"] = json!(31000);
+        });
+        (web.health_check_node_port, web.external_local)
+    };
+    assert_eq!(port("LoadBalancer", "Local"), (31000, true));
+    assert_eq!(port("LoadBalancer", "Cluster"), (0, false));
+    assert_eq!(port("NodePort", "Local"), (0, true));
+}
+
+#[test]
+fn what_is_no_source_range_lets_nobody_in() {
+    let ranges = |given: Value| {
+        let (web, warnings) = service_with(|raw| raw["spec"]["loadBalancerSourceRanges"] = given);
+        let text = |range: &IpNet| range.to_string();
+        let ranges = web
+            .source_ranges
+            .map(|ranges| ranges.iter().map(text).collect::<Vec<_>>());
+        (ranges, warnings)
+    };
+    assert_eq!(ranges(json!(null)), (None, 0));
+    assert_eq!(ranges(json!([])), (None, 0));
+    let one = |text: &str| Some(vec![text.to_owned()]);
+    assert_eq!(ranges(json!([" 10.0.0.1/8 "])), (one("10.0.0.0/8"), 0));
+    assert_eq!(ranges(json!(["anybody"])), (Some(vec![]), 1));
+    assert_eq!(ranges(json!(["10.0.0.0/8", ""])), (one("10.0.0.0/8"), 1));
+}
+
+#[test]
+fn annotations_choose_how_backends_are_chosen() {
+    let choice = |algorithm: &str, way: &str| {
+        let (web, warnings) = service_with(|raw| {
+            raw["metadata"]["annotations"] = json!({
+                "weft.dev/load-balancing": algorithm,
+                "weft.dev/load-balancing-return": way,
+            });
+        });
+        (web.load_balancing, web.load_balancing_return, warnings)
+    };
+    let maglev = (
+        Some(LoadBalancing::Maglev),
+        Some(LoadBalancingReturn::Direct),
+        0,
+    );
+    assert_eq!(choice(" maglev", "direct"), maglev);
+    let random = (
+        Some(LoadBalancing::Random),
+        Some(LoadBalancingReturn::Snat),
+        0,
+    );
+    assert_eq!(choice("random", "snat"), random);
+    assert_eq!(choice("Maglev", ""), (None, None, 2));
+}
+
+#[test]
+fn networks_of_services() {
+    let raw = object(json!({
+        "metadata": {"name": "more"},
+        "spec": {"cidrs": ["203.0.113.7/24", "fd97::/112", "all"]},
+    }));
+    let Converted {
+        object: more,
+        warnings,
+    } = service_cidr(&raw).expect("it has a name");
+    let cidrs: Vec<_> = more.cidrs.iter().map(ToString::to_string).collect();
+    assert_eq!((more.name.as_str(), warnings.len()), ("more", 1));
+    assert_eq!(cidrs, ["203.0.113.0/24", "fd97::/112"]);
+}
+
+#[test]
+fn slices_tell_whom_endpoints_are_for_and_when_that_changed() {
+    let raw = object(json!({
+        "metadata": {
+            "namespace": "shop", "name": "web-x",
+            "labels": {"kubernetes.io/service-name": "web"},
+            "annotations": {
+                "endpoints.kubernetes.io/last-change-trigger-time": "1970-01-01T00:00:01.5Z",
+            },
+        },
+        "addressType": "IPv4",
+        "endpoints": [
+            {"addresses": ["10.0.0.1"], "nodeName": "n", "hints": {
+                "forZones": [{"name": "a"}, {"name": "b"}], "forNodes": [{"name": "n"}],
+            }},
+            {"addresses": ["10.0.0.2"], "hints": {}},
+        ],
+    }));
+    let slice = endpoint_slice(&raw).expect("it has a name").object;
+    assert_eq!(slice.triggered, Some(1_500_000));
+    let [hinted, plain] = slice.endpoints.as_slice() else {
+        panic!("two endpoints: {:?}", slice.endpoints);
+    };
+    let hints = Hints {
+        zones: vec!["a".into(), "b".into()],
+        nodes: vec!["n".into()],
+    };
+    assert_eq!(hinted.hints.as_deref(), Some(&hints));
+    assert_eq!(hinted.node, Some("n".into()));
+    assert_eq!((&plain.hints, &plain.node), (&None, &None));
+}
+
+#[test]
+fn nodes_that_are_about_to_go_are_not_eligible() {
+    let eligible = |change: &dyn Fn(&mut Value)| {
+        let mut raw = json!({
+            "metadata": {"name": "n", "labels": {"topology.kubernetes.io/zone": "a"}},
+            "spec": {"taints": [{"key": "other", "effect": "NoSchedule"}]},
+        });
+        change(&mut raw);
+        let node = node(&object(raw)).expect("it has a name").object;
+        assert_eq!(node.zone(), Some("a"));
+        node.eligible()
+    };
+    assert!(eligible(&|_| {}));
+    let taint = json!({"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"});
+    assert!(!eligible(&|raw| raw["spec"]["taints"] = json!([taint])));
+    let deleted = json!("2026-01-01T00:00:00Z");
+    assert!(!eligible(
+        &|raw| raw["metadata"]["deletionTimestamp"] = deleted.clone()
+    ));
 }
 
 #[test]

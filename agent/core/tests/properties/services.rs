@@ -265,6 +265,59 @@ fn services() -> impl Strategy<Value = ClusterState> {
         )
 }
 
+/// What happens to one object.
+#[derive(Clone, Debug)]
+enum Event {
+    Service(Service),
+    NoService(&'static str),
+    Slice(EndpointSlice),
+    NoSlice(u8),
+    /// What concerns everything.
+    Node(Box<ClusterState>),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        8 => service().prop_map(Event::Service),
+        4 => select(vec!["web", "api", "db"]).prop_map(Event::NoService),
+        8 => slice().prop_map(Event::Slice),
+        4 => (0_u8..5).prop_map(Event::NoSlice),
+        1 => services().prop_map(|state| Event::Node(Box::new(state))),
+    ]
+}
+
+/// A cluster, and what becomes of it.
+fn history() -> impl Strategy<Value = Vec<ClusterState>> {
+    (services(), vec(event(), 0..10)).prop_map(|(first, events)| {
+        let mut states = vec![first];
+        for event in events {
+            let mut state = states.last().expect("there is one").clone();
+            match event {
+                Event::Service(one) => {
+                    state.services.insert(one.key.clone(), one);
+                }
+                Event::NoService(name) => {
+                    state.services.remove(&ObjectKey::new("a", name));
+                }
+                Event::Slice(one) => {
+                    state.slices.insert(one.key.clone(), one);
+                }
+                Event::NoSlice(index) => {
+                    let key = ObjectKey::new("a", format!("slice{index}"));
+                    state.slices.remove(&key);
+                }
+                Event::Node(other) => {
+                    state.nodes = other.nodes;
+                    state.settings = other.settings;
+                    state.endpoints = other.endpoints;
+                }
+            }
+            states.push(state);
+        }
+        states
+    })
+}
+
 /// What watches would say of the change from one state to the next.
 fn dirty(before: &ClusterState, after: &ClusterState) -> Dirty {
     let mut dirty = Dirty::default();
@@ -473,7 +526,7 @@ proptest! {
     /// Whatever came before, the contents are those of a new agent, and it finds nothing to change;
     /// and at no instant on the way is anything half there.
     #[test]
-    fn changes_lead_to_what_a_new_agent_compiles(states in vec(services(), 1..5)) {
+    fn changes_lead_to_what_a_new_agent_compiles(states in history()) {
         let mut compiler = ServiceCompiler::new();
         let mut contents = Contents::default();
         let mut previous = ClusterState::default();
