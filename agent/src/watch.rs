@@ -41,7 +41,7 @@ use weft_core::convert::{self, ConvertError, Converted};
 use weft_core::model::{ClusterState, ObjectKey, Warning};
 
 pub use self::dirty::Dirty;
-use self::dirty::Marker;
+use self::dirty::{Mark, Marker};
 use crate::backoff::Backoff;
 use crate::errors::chain;
 
@@ -285,8 +285,8 @@ struct Kind<K, I, M> {
     name: &'static str,
     convert: fn(&K) -> Result<Converted<M>, ConvertError>,
     table: fn(&mut ClusterState) -> &mut BTreeMap<I, M>,
-    /// The service that an object is, or is of.
-    service: fn(&M) -> Option<ObjectKey>,
+    /// How services hear of a change.
+    mark: Mark<I>,
     /// Whether the API may not have it.
     optional: bool,
 }
@@ -303,45 +303,42 @@ const NODES: Kind<Node, String, weft_core::model::Node> = Kind {
     name: KINDS[0],
     convert: convert::node,
     table: |state| &mut state.nodes,
-    service: |_| None,
+    mark: |_, _| {},
     optional: false,
 };
 const NAMESPACES: Kind<Namespace, String, weft_core::model::Namespace> = Kind {
     name: KINDS[1],
     convert: convert::namespace,
     table: |state| &mut state.namespaces,
-    service: |_| None,
+    mark: |_, _| {},
     optional: false,
 };
 const PODS: Kind<Pod, ObjectKey, weft_core::model::Pod> = Kind {
     name: KINDS[2],
     convert: convert::pod,
     table: |state| &mut state.pods,
-    service: |_| None,
+    mark: |_, _| {},
     optional: false,
 };
 const SERVICE_KIND: Kind<Service, ObjectKey, weft_core::model::Service> = Kind {
     name: KINDS[3],
     convert: convert::service,
     table: |state| &mut state.services,
-    service: |service| Some(service.key.clone()),
+    mark: |dirty, key| dirty.service(key.clone()),
     optional: false,
 };
 const SLICES: Kind<EndpointSlice, ObjectKey, weft_core::model::EndpointSlice> = Kind {
     name: KINDS[4],
     convert: convert::endpoint_slice,
     table: |state| &mut state.slices,
-    service: |slice| {
-        let name = slice.service.clone()?;
-        Some(ObjectKey::new(slice.key.namespace.clone(), name))
-    },
+    mark: |dirty, key| dirty.slice(key.clone()),
     optional: false,
 };
 const POLICIES: Kind<NetworkPolicy, ObjectKey, weft_core::model::NetworkPolicy> = Kind {
     name: KINDS[5],
     convert: convert::network_policy,
     table: |state| &mut state.policies,
-    service: |_| None,
+    mark: |_, _| {},
     optional: false,
 };
 
@@ -349,7 +346,7 @@ const SERVICE_CIDRS: Kind<ServiceCIDR, String, weft_core::model::ServiceCidr> = 
     name: KINDS[6],
     convert: convert::service_cidr,
     table: |state| &mut state.service_cidrs,
-    service: |_| None,
+    mark: |_, _| {},
     // Since 1.33.
     optional: true,
 };
@@ -461,7 +458,7 @@ impl Cluster {
                     .warnings
                     .retain(|(of, id), _| *of != kind.name || names.contains(id));
                 let table = (kind.table)(&mut inner.state);
-                let mut marker = Marker::new(&mut inner.dirty, kind.service);
+                let mut marker = Marker::new(&mut inner.dirty, kind.name, kind.mark);
                 marker.compare_all(table, &objects);
                 let changes = marker.changes;
                 *table = objects;
@@ -472,9 +469,6 @@ impl Cluster {
                 changes
             }
         };
-        if changes > 0 {
-            inner.dirty.kinds.insert(kind.name);
-        }
         let objects = (kind.table)(&mut inner.state).len();
         let status = inner.watches.entry(kind.name).or_default();
         if !status.connected && status.errors > 0 {
@@ -556,8 +550,8 @@ impl Inner {
         model: Option<M>,
     ) -> u64 {
         let table = (kind.table)(&mut self.state);
-        let mut marker = Marker::new(&mut self.dirty, kind.service);
-        marker.compare(table.get(&id), model.as_ref());
+        let mut marker = Marker::new(&mut self.dirty, kind.name, kind.mark);
+        marker.compare(&id, table.get(&id), model.as_ref());
         let changes = marker.changes;
         match model {
             Some(model) if changes > 0 => {

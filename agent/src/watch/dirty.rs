@@ -6,16 +6,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_core::model::ObjectKey;
+use weft_core::services;
 
 /// What changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dirty {
-    /// The services of which something changed: they themselves, or a slice that is theirs, or was.
-    /// It may be that there is no such service, or none any more.
-    pub services: BTreeSet<ObjectKey>,
-    /// The kinds of which objects changed, by the names of [`super::KINDS`]; services and slices
-    /// among them.
+    /// Services and slices that came, changed or went.
+    pub services: services::Dirty,
+    /// The kinds of which objects did, by the names of [`super::KINDS`]; services and slices among
+    /// them.
     pub kinds: BTreeSet<&'static str>,
 }
 
@@ -31,47 +30,51 @@ impl Dirty {
     }
 
     /// Adds what changed at another time.
-    pub fn add(&mut self, mut other: Self) {
-        self.services.append(&mut other.services);
+    pub fn merge(&mut self, mut other: Self) {
+        self.services.merge(other.services);
         self.kinds.append(&mut other.kinds);
     }
 }
 
+/// How a change of an object is marked.
+pub(super) type Mark<I> = fn(&mut services::Dirty, &I);
+
 /// What is found when objects of one kind are exchanged.
-pub(super) struct Marker<'a, M> {
+pub(super) struct Marker<'a, I> {
     dirty: &'a mut Dirty,
-    service: fn(&M) -> Option<ObjectKey>,
+    kind: &'static str,
+    mark: Mark<I>,
     /// How many objects came, changed or went.
     pub changes: u64,
 }
 
-impl<'a, M: PartialEq> Marker<'a, M> {
-    /// `service` is what tells whose an object is.
-    pub fn new(dirty: &'a mut Dirty, service: fn(&M) -> Option<ObjectKey>) -> Self {
+impl<'a, I: Ord> Marker<'a, I> {
+    /// Marks objects of this kind.
+    pub fn new(dirty: &'a mut Dirty, kind: &'static str, mark: Mark<I>) -> Self {
         Self {
             dirty,
-            service,
+            kind,
+            mark,
             changes: 0,
         }
     }
 
     /// An object as it was, and as it is.
-    pub fn compare(&mut self, old: Option<&M>, new: Option<&M>) {
-        if old == new {
-            return;
+    pub fn compare<M: PartialEq>(&mut self, id: &I, old: Option<&M>, new: Option<&M>) {
+        if old != new {
+            self.changes += 1;
+            self.dirty.kinds.insert(self.kind);
+            (self.mark)(&mut self.dirty.services, id);
         }
-        self.changes += 1;
-        let services = old.into_iter().chain(new).filter_map(self.service);
-        self.dirty.services.extend(services);
     }
 
     /// Every object as it was, and as it is.
-    pub fn compare_all<I: Ord>(&mut self, old: &BTreeMap<I, M>, new: &BTreeMap<I, M>) {
+    pub fn compare_all<M: PartialEq>(&mut self, old: &BTreeMap<I, M>, new: &BTreeMap<I, M>) {
         for (id, model) in new {
-            self.compare(old.get(id), Some(model));
+            self.compare(id, old.get(id), Some(model));
         }
-        for (_, model) in old.iter().filter(|(id, _)| !new.contains_key(id)) {
-            self.compare(Some(model), None);
+        for (id, model) in old.iter().filter(|(id, _)| !new.contains_key(id)) {
+            self.compare(id, Some(model), None);
         }
     }
 }

@@ -161,37 +161,29 @@ fn service(name: &str, port: u16) -> DeserializeGuard<Service> {
     DeserializeGuard(Ok(serde_json::from_value(object).expect("a service")))
 }
 
-/// The names of the services that are marked, and the kinds.
-fn marked(cluster: &Cluster) -> (Vec<String>, Vec<&'static str>) {
-    let dirty = cluster.take_dirty();
-    let services = dirty.services.into_iter().map(|key| key.name);
-    (services.collect(), dirty.kinds.into_iter().collect())
-}
-
 #[tokio::test]
-async fn a_slice_marks_the_service_that_it_was_of_and_the_one_that_it_is_of() {
+async fn a_slice_is_marked_when_it_differs() {
     let cluster = Cluster::new("n1");
     let feed = async |events: Vec<Guarded<EndpointSlice>>| {
         follow(&cluster, SLICES, futures::stream::iter(events)).await;
-        marked(&cluster)
+        cluster.take_dirty()
     };
-    let of = |services: &[&str]| {
-        let services: Vec<_> = services.iter().map(ToString::to_string).collect();
-        let kinds = if services.is_empty() {
-            vec![]
-        } else {
-            vec!["endpointslices"]
-        };
-        (services, kinds)
+    let of = |names: &[&str]| {
+        let mut dirty = Dirty::default();
+        for name in names {
+            dirty.services.slice(ObjectKey::new("shop", *name));
+            dirty.kinds.insert("endpointslices");
+        }
+        dirty
     };
     let apply = |name, service, ready| vec![Ok(Event::Apply(slice(name, service, ready)))];
-    assert_eq!(feed(apply("s1", "web", true)).await, of(&["web"]));
+    assert_eq!(feed(apply("s1", "web", true)).await, of(&["s1"]));
     assert_eq!(feed(apply("s1", "web", true)).await, of(&[]), "the same");
-    assert_eq!(feed(apply("s1", "web", false)).await, of(&["web"]));
-    assert_eq!(feed(apply("s1", "api", false)).await, of(&["api", "web"]));
+    assert_eq!(feed(apply("s1", "web", false)).await, of(&["s1"]));
+    assert_eq!(feed(apply("s1", "api", false)).await, of(&["s1"]));
     feed(apply("s2", "db", true)).await;
-    // A list marks what differs: one changed, one came, one went, one is the same.
     feed(apply("s3", "old", true)).await;
+    // A list marks what differs: one changed, one is the same, one came, one went.
     let list = [
         slice("s1", "api", true),
         slice("s2", "db", true),
@@ -199,9 +191,10 @@ async fn a_slice_marks_the_service_that_it_was_of_and_the_one_that_it_is_of() {
     ];
     let list = list.into_iter().map(|slice| Ok(Event::InitApply(slice)));
     let marks = feed(list.chain([Ok(Event::InitDone)]).collect()).await;
-    assert_eq!(marks, of(&["api", "new", "old"]));
-    let gone = vec![Ok(Event::Delete(slice("s2", "db", true)))];
-    assert_eq!(feed(gone).await, of(&["db"]));
+    assert_eq!(marks, of(&["s1", "s3", "s4"]));
+    let gone = || vec![Ok(Event::Delete(slice("s2", "db", true)))];
+    assert_eq!(feed(gone()).await, of(&["s2"]));
+    assert!(feed(gone()).await.is_empty(), "was not known");
 }
 
 #[tokio::test]
@@ -211,16 +204,17 @@ async fn services_mark_themselves_and_other_kinds_only_their_kind() {
     follow(&cluster, SERVICE_KIND, events(80)).await;
     feed(&cluster, vec![Ok(Event::Apply(pod("a", "n1")))]).await;
     let mut first = cluster.take_dirty();
-    let web = ObjectKey::new("shop".to_owned(), "web".to_owned());
-    assert_eq!(first.services, [web].into());
+    let mut web = weft_core::services::Dirty::default();
+    web.service(ObjectKey::new("shop", "web"));
+    assert_eq!(first.services, web);
     assert!(first.has("pods") && first.has("services") && !first.has("nodes"));
     assert!(cluster.take_dirty().is_empty());
     // What could not be done is kept.
     follow(&cluster, SERVICE_KIND, events(81)).await;
     let second = cluster.take_dirty();
     assert!(!second.has("pods"));
-    first.add(second);
-    assert_eq!(first.services.len(), 1);
+    first.merge(second);
+    assert_eq!(first.services, web);
     assert!(first.has("pods"));
 }
 
