@@ -9,6 +9,7 @@
 //!    |-- [qdisc]     whether an uplink sends packets at their departure times
 //!    `-- [monitor]   tells when somebody changes any of it
 //!  [filters], [look], [ours]   what there is, for checks and cleanup
+//!  [diag]      sockets of the node's own processes; [raw], netlink for what rtnetlink does not speak
 //!  [sysctl]    the kernel settings that forwarding needs
 //!  [reserved]  the ports that the node's own sockets must not pick
 //! ```
@@ -16,6 +17,7 @@
 //! Everything here is idempotent: each function looks at what is there and changes what differs, so
 //! that it can run at every start and after every failure.
 
+pub mod diag;
 pub mod filters;
 pub mod look;
 pub mod monitor;
@@ -23,6 +25,7 @@ pub mod netns;
 pub mod ours;
 pub mod overlay;
 pub mod qdisc;
+mod raw;
 pub mod reserved;
 pub mod routes;
 pub mod socket;

@@ -14,6 +14,7 @@ use weft_core::contents::Contents;
 use weft_core::diff::{Changes, Step};
 use weft_core::services::ServiceCompiler;
 
+use super::deserted::Deserted;
 use crate::bpf::tables::{TableError, Tables, next_epoch};
 
 /// The maps, what they hold, and what that means.
@@ -36,6 +37,7 @@ pub struct Maps {
     /// Whether flows may have been decided by maps that changed since, without a new epoch: an
     /// agent that ended between the last write and the epoch leaves no difference to be found.
     stale: bool,
+    deserted: Deserted,
 }
 
 impl Maps {
@@ -59,15 +61,21 @@ impl Maps {
             uplinks,
             ways: 0,
             stale: true,
+            deserted: Deserted::default(),
         })
     }
 
     /// Applies changes; `complete` if they lead to a complete compilation.
     pub(super) fn apply(&mut self, changes: &Changes, complete: bool) -> Result<(), TableError> {
-        if let Err(error) = self
+        let applied = self
             .tables
-            .apply(changes, &mut self.mirror, &mut self.config)
-        {
+            .apply(changes, &mut self.mirror, &mut self.config);
+        if complete {
+            // Also where another concern failed: the mirror tells which backends are gone.
+            self.deserted
+                .end(changes, &self.tables, &self.mirror.services);
+        }
+        if let Err(error) = applied {
             self.stale = true;
             return Err(error);
         }
