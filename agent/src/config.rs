@@ -197,6 +197,7 @@ impl Config {
                     RoutingMode::Vxlan => Routing::Vxlan,
                     RoutingMode::Native => Routing::Native,
                 },
+                maglev_blocks: capacities.get("maglev").map(|blocks| *blocks as usize),
                 non_masquerade: args.non_masquerade.iter().map(IpNet::trunc).collect(),
                 load_balancing: match args.load_balancing {
                     LoadBalancingMode::Random => LoadBalancing::Random,

@@ -568,6 +568,8 @@ pub struct Settings {
     pub load_balancing: LoadBalancing,
     /// How backends answer clients from outside, of services that do not say.
     pub load_balancing_return: LoadBalancingReturn,
+    /// How many blocks of Maglev tables there is room for; `None`: as many as by default.
+    pub maglev_blocks: Option<usize>,
     /// Where this node has the NodePorts.
     pub nodeport_addresses: NodePortAddresses,
 }

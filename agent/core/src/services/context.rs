@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use weft_abi::maps;
+
 use crate::model::{ClusterState, LoadBalancing, LoadBalancingReturn};
 
 /// What this node is, and what its operator decided. Another one means to compile everything.
@@ -17,6 +19,8 @@ pub struct Context {
     pub load_balancing: LoadBalancing,
     /// How backends answer clients from outside, of services that do not say.
     pub load_balancing_return: LoadBalancingReturn,
+    /// How many blocks of Maglev tables there is room for.
+    pub maglev_blocks: usize,
 }
 
 impl Context {
@@ -29,6 +33,7 @@ impl Context {
             internal_ips: own.map_or_else(Vec::new, |own| own.internal_ips.clone()),
             load_balancing: state.settings.load_balancing,
             load_balancing_return: state.settings.load_balancing_return,
+            maglev_blocks: state.settings.maglev_blocks.unwrap_or(maps::MAGLEV),
         }
     }
 }

@@ -19,7 +19,9 @@
 //! would have another table. Therefore the thresholds are few. Established flows do not notice: they
 //! have their backend in the flow table.
 //!
-//! A table takes 4 bytes per entry in the map and as much in the agent: at most 256 KiB.
+//! A table takes 4 bytes per entry in the map and as much in the agent: at most 256 KiB. So the map
+//! bounds how many services can have one: by default 256 with more than 16 backends, or 4,096 with no
+//! more than 3.
 
 use std::{hash::Hasher, net::IpAddr};
 

@@ -28,6 +28,8 @@
 //! - After any sequence of updates the contents are those of a fresh compilation. Only the order of
 //!   the slots within a list depends on the past, so that a slot that keeps its backend needs no
 //!   write; and of two things whose hashes are the same, which has the first number.
+//! - Where there is no room for all Maglev tables, services go without, and are told. Which of them do
+//!   depends on the past, too.
 //! - The changes are in the order of [`crate::diff`]. While they are applied one by one no frontend
 //!   leads to a slot or backend that is not there, nor to another backend than its service had before
 //!   or will have; and what leads to local backends only never leads to another.
@@ -41,6 +43,8 @@ mod hostports;
 mod maglev;
 mod parts;
 mod ports;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::{
@@ -209,6 +213,8 @@ impl ServiceCompiler {
                 parts::take(&mut self.contents, record, &mut before);
             }
         }
+        let held = before.maglev.len() + self.contents.maglev.len();
+        let mut maglev_room = self.context.maglev_blocks.saturating_sub(held);
         let mut after = ServiceContents::default();
         let mut freed = BTreeSet::new();
         for unit in &units {
@@ -223,6 +229,7 @@ impl ServiceCompiler {
                 after: &mut after,
                 names: &mut self.names,
                 adopted: &mut self.adopted,
+                maglev_room: &mut maglev_room,
             };
             let mut compiled = Compiled::default();
             match unit {

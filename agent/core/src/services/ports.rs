@@ -238,7 +238,19 @@ impl Job<'_> {
             ranges: &ranges,
             lets_node_in,
         };
-        self.put(port, writer)
+        let name = port.name;
+        let record = self.put(port, writer);
+        if record.as_ref().is_some_and(|record| record.lacks_table) {
+            self.warnings.push(Warning {
+                object: format!("Service {}", service.key),
+                message: format!(
+                    "there is no room for the Maglev table of {name}; its backends are chosen at \
+                     random until the service changes and there is. Raise the capacity \
+                     (--map-capacity maglev=<blocks>)"
+                ),
+            });
+        }
+        record
     }
 
     /// Writes a port, unless clients find it nowhere.

@@ -148,6 +148,8 @@ pub struct Record {
     pub usable: Usable,
     /// Whether clients find it elsewhere than at cluster IPs.
     pub is_external: bool,
+    /// Whether there was no room for its Maglev table: backends are chosen at random.
+    pub lacks_table: bool,
 }
 
 /// Where a port has endpoints for new connections.
@@ -222,6 +224,8 @@ pub struct Writer<'a> {
     pub names: &'a mut BTreeMap<u32, Arc<str>>,
     /// Backends that are nobody's yet.
     pub adopted: &'a mut Adopted,
+    /// For how many blocks of Maglev tables there is room besides those in `before` and `others`.
+    pub maglev_room: &'a mut usize,
 }
 
 impl Writer<'_> {
@@ -274,11 +278,12 @@ impl Writer<'_> {
         let cluster = list(views().any(|view| !view.local), BACKEND_CLUSTER);
         // What another node forwards to this one gets one of its backends.
         let local = list(views().any(|view| view.local || view.direct), BACKEND_LOCAL);
-        let table = if port.maglev && !cluster.is_empty() {
-            self.table(number, member(BACKEND_CLUSTER))
-        } else {
-            0
-        };
+        let wants_table = port.maglev && !cluster.is_empty();
+        let table = wants_table
+            .then(|| self.table(number, member(BACKEND_CLUSTER), cluster.len()))
+            .flatten();
+        let lacks_table = wants_table && table.is_none();
+        let table = table.unwrap_or(0);
         let cluster = self.list(number, 0, &cluster);
         let local = self.list(number, LOCAL_SLOTS, &local);
 
@@ -341,6 +346,7 @@ impl Writer<'_> {
             ranges: ranges.into(),
             usable,
             is_external: port.is_external,
+            lacks_table,
             key: port.key,
         }
     }
@@ -424,18 +430,27 @@ impl Writer<'_> {
         u32::try_from(order.len()).unwrap_or(LOCAL_SLOTS)
     }
 
-    /// Writes the Maglev table of the backends, of which there is at least one; its size.
-    fn table<'a>(&mut self, service: u32, members: impl Iterator<Item = &'a Chosen>) -> u32 {
+    /// Writes the Maglev table of the backends, of which there are so many, and at least one; its
+    /// size. `None` if there is no room for it.
+    fn table<'a>(
+        &mut self,
+        service: u32,
+        members: impl Iterator<Item = &'a Chosen>,
+        count: usize,
+    ) -> Option<u32> {
+        // What it has already takes no more room; what others give up is there until the end.
+        let key = |block| MaglevKey { service, block };
+        let had = self.before.maglev.range(key(0)..=key(u32::MAX)).count();
+        let more = (maglev::size(count) / MAGLEV_BLOCK).saturating_sub(had);
+        *self.maglev_room = self.maglev_room.checked_sub(more)?;
         let backend = |chosen: &Chosen| (chosen.address, chosen.port, chosen.number);
         let members: Vec<_> = members.map(backend).collect();
         let blocks = maglev::table(&members);
         let entries = blocks.len() * MAGLEV_BLOCK;
         for (block, entries) in (0..).zip(blocks) {
-            self.after
-                .maglev
-                .insert(MaglevKey { service, block }, entries);
+            self.after.maglev.insert(key(block), entries);
         }
-        u32::try_from(entries).unwrap_or(0)
+        u32::try_from(entries).ok()
     }
 }
 
