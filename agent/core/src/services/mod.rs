@@ -91,6 +91,11 @@ impl Dirty {
         self.slices.insert(key);
     }
 
+    /// The slices that changed.
+    pub fn slices(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.slices.iter()
+    }
+
     /// Also all of these.
     pub fn merge(&mut self, other: Self) {
         self.everything |= other.everything;
