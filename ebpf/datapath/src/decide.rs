@@ -181,8 +181,14 @@ pub fn locate<F: Family>(skb: &Skb) -> Result<Action, Drop> {
         return Ok(Action::Pass);
     }
     work.destination.locate::<F>(work.target, config);
+    let kind = work.destination.kind;
+    let no_port = work.service == 0
+        && work.asks != ASKS_NONE
+        && (kind == KIND_SERVICE || (kind == KIND_WORLD && !work.destination.is_endpoint()))
+        && services::is_allocated::<F>(work.target, work.asks);
     if work.point == POINT_FROM_NETDEV {
         let ours = work.service != 0
+            || no_port
             || work.destination.is_endpoint()
             || work.destination.kind == KIND_LOCAL_POD;
         if !ours || !check_uplink(skb, &mut work.source)? {
@@ -190,13 +196,8 @@ pub fn locate<F: Family>(skb: &Skb) -> Result<Action, Drop> {
             return Ok(Action::Pass);
         }
     }
-    if work.service == 0 && work.asks != ASKS_NONE {
-        let kind = work.destination.kind;
-        if (kind == KIND_SERVICE || (kind == KIND_WORLD && !work.destination.is_endpoint()))
-            && services::is_allocated::<F>(work.target, work.asks)
-        {
-            return Err(Drop::because(DropReason::NoServicePort));
-        }
+    if no_port {
+        return Err(Drop::because(DropReason::NoServicePort));
     }
     check_destination(skb, config, work)?;
     Ok(Action::Pass)

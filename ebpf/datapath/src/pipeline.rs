@@ -185,6 +185,7 @@ fn is_ours<F: Family>(packet: &Packet<F::Addr>, key: &FlowKey<F::Addr>) -> bool 
         || flows::lookup::<F>(key).is_some()
         || addresses::endpoint::<F>(packet.tuple.destination).is_some()
         || services::may_have::<F>(&packet.tuple, packet.protocol, SCOPE_EXTERNAL)
+        || services::is_allocated::<F>(packet.tuple.destination, SCOPE_EXTERNAL)
 }
 
 /// What cannot be understood at an uplink is the host's to judge, except where a pod has the address.
@@ -288,6 +289,8 @@ fn answer_as_known<F: Family, const POINT: u8>(skb: &Skb, config: &Config) -> Re
         if packet.has(FIRST) {
             others::<F, POINT>(skb)?;
         }
+        // It is somebody's: no reset of it is to be held back.
+        scratch_packet::<F>()?.signals = 0;
     }
     Ok(Action::Pass)
 }
