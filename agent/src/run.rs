@@ -39,7 +39,7 @@ use crate::health::{
 };
 use crate::ipam::Ipam;
 use crate::metrics::{self, Metrics};
-use crate::netlink::Netlink;
+use crate::netlink::{Netlink, leftovers};
 use crate::node::{NodeOptions, NodeSetup};
 use crate::persist;
 use crate::reconcile::{Applied, Maps, Reconciler, Shared};
@@ -107,6 +107,10 @@ async fn run_agent(config: Config) -> Result<()> {
     fs::create_dir_all(&config.run_dir)
         .with_context(|| format!("cannot make {}", config.run_dir.display()))?;
     let _lock = lock(&config.state_dir.join("lock")).await?;
+
+    for leftover in leftovers::find() {
+        warn!("{leftover}");
+    }
 
     let client = connect(&config).await?;
     let mut agent = Agent::start(config, client).await?;

@@ -10,6 +10,7 @@
 //!    `-- [monitor]   tells when somebody changes any of it
 //!  [filters], [look], [ours]   what there is, for checks and cleanup
 //!  [diag]      sockets of the node's own processes; [raw], netlink for what rtnetlink does not speak
+//!  [leftovers] what kube-proxy left
 //!  [sysctl]    the kernel settings that forwarding needs
 //!  [reserved]  the ports that the node's own sockets must not pick
 //! ```
@@ -19,6 +20,7 @@
 
 pub mod diag;
 pub mod filters;
+pub mod leftovers;
 pub mod look;
 pub mod monitor;
 pub mod netns;

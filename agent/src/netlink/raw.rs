@@ -47,19 +47,17 @@ impl Raw {
 
     fn exchange(&mut self, kind: u16, flags: u16, payload: &[u8]) -> io::Result<Vec<Vec<u8>>> {
         self.sequence += 1;
-        let mut message = Vec::with_capacity(HEADER + payload.len());
-        let length = u32::try_from(HEADER + payload.len()).map_err(io::Error::other)?;
-        message.extend(length.to_ne_bytes());
-        message.extend(kind.to_ne_bytes());
-        message.extend((flags | NLM_F_REQUEST).to_ne_bytes());
-        message.extend(self.sequence.to_ne_bytes());
-        message.extend(0_u32.to_ne_bytes());
-        message.extend(payload);
-        self.socket.send(&message, 0)?;
+        let message = message(kind, flags | NLM_F_REQUEST, self.sequence, payload)?;
+        self.send(&message)
+    }
+
+    /// Sends messages that have the last sequence number; what is answered to the first that is.
+    pub(super) fn send(&self, messages: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+        self.socket.send(messages, 0)?;
         let mut answers = Vec::new();
         loop {
             let (datagram, _) = self.socket.recv_from_full()?;
-            for (header, body) in messages(&datagram) {
+            for (header, body) in self::messages(&datagram) {
                 if header.sequence != self.sequence {
                     continue;
                 }
@@ -76,6 +74,20 @@ impl Raw {
             }
         }
     }
+}
+
+/// A message with its header.
+pub(super) fn message(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> io::Result<Vec<u8>> {
+    let mut message = Vec::with_capacity(HEADER + payload.len());
+    let length = u32::try_from(HEADER + payload.len()).map_err(io::Error::other)?;
+    message.extend(length.to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
+    message.extend(sequence.to_ne_bytes());
+    message.extend(0_u32.to_ne_bytes());
+    message.extend(payload);
+    message.resize(message.len().next_multiple_of(4), 0);
+    Ok(message)
 }
 
 struct Header {
@@ -132,18 +144,7 @@ mod tests {
 
     #[test]
     fn messages_and_attributes_end_where_they_say() {
-        let message = |kind: u16, body: &[u8]| {
-            let length = u32::try_from(HEADER + body.len()).expect("short");
-            let mut message = Vec::new();
-            message.extend(length.to_ne_bytes());
-            message.extend(kind.to_ne_bytes());
-            message.extend([0; 2]);
-            message.extend(7_u32.to_ne_bytes());
-            message.extend([0; 4]);
-            message.extend(body);
-            message.resize(message.len().next_multiple_of(4), 0);
-            message
-        };
+        let message = |kind, body| message(kind, 0, 7, body).expect("short");
         let datagram = [message(20, b"abcde"), message(3, b"")].concat();
         let found: Vec<_> = messages(&datagram)
             .map(|(header, body)| (header.kind, header.sequence, body))

@@ -29,6 +29,7 @@ use rtnetlink::packet_route::route::{
 };
 use weft_abi::config::Uplink as Entry;
 
+use super::leftovers::IPVS_DEVICE;
 use super::routes::{self, Route};
 use super::socket::{Link, Netlink, NetlinkError, failed};
 use super::{ROUTE_PROTOCOL, overlay, veth};
@@ -269,9 +270,11 @@ impl Criteria<'_> {
 }
 
 impl Observed {
-    /// Every address of this node that others may use: none of a single link, none of loopback.
+    /// Every address of this node that others may use: none of a single link, none of loopback, and
+    /// none of a Service that kube-proxy left here.
     pub fn own_addresses(&self) -> BTreeSet<IpAddr> {
         let interfaces = self.interfaces.values();
+        let interfaces = interfaces.filter(|interface| interface.link.name != IPVS_DEVICE);
         let addresses = interfaces.flat_map(|interface| &interface.addresses);
         addresses
             .map(|address| address.ip)

@@ -21,6 +21,7 @@ use weft_core::services::ServiceCompiler;
 
 use super::Query;
 use crate::bpf::events::{DropLog, DroppedPacket};
+use crate::netlink::leftovers;
 use crate::node::NodeNetwork;
 use crate::reconcile::{Maps, Shared};
 
@@ -60,6 +61,7 @@ fn status(shared: &Shared) -> Value {
         .iter()
         .map(ToString::to_string)
         .collect();
+    warnings.extend(leftovers::find().iter().map(ToString::to_string));
     let maps = shared.maps();
     warnings.extend(maps.desired.warnings.iter().map(ToString::to_string));
     warnings.extend(maps.services.warnings().map(ToString::to_string));

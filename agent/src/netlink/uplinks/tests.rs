@@ -53,6 +53,8 @@ impl Node {
         port.link.master = Some(8);
         let mut down = interface(9, "down0", &["198.51.100.9"]);
         down.link.up = false;
+        let mut ipvs = interface(10, "kube-ipvs0", &["10.96.0.1", "2001:db8:96::1"]);
+        ipvs.link.up = false;
         let mut docker = interface(5, "docker0", &["172.17.0.1"]);
         docker.link.kind = "bridge".to_owned();
         let interfaces = [
@@ -65,6 +67,7 @@ impl Node {
             port,
             interface(8, "br0", &["198.51.100.8"]),
             down,
+            ipvs,
         ];
         Self {
             observed: Observed {
