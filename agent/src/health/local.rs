@@ -1,10 +1,10 @@
 //! What the cluster says of the endpoints on this node: for load balancers, and for the metrics.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::collections::BTreeMap;
 
 use tokio::sync::watch;
-use weft_core::model::{ClusterState, NodePortAddresses, Service};
+use weft_core::model::{ClusterState, NodePortAddresses};
+use weft_core::services::{ServiceCompiler, WithoutLocal};
 
 use super::{Addresses, Family, HealthChecks, Observation, ProxyHealth, ServiceHealth};
 
@@ -13,91 +13,34 @@ use super::{Addresses, Family, HealthChecks, Observation, ProxyHealth, ServiceHe
 pub struct LocalServices {
     /// What load balancers may ask this node about.
     pub checks: HealthChecks,
-    /// Services that have endpoints, but none here, by the policy that keeps them from the others.
-    pub without: BTreeMap<Family, Without>,
-}
-
-/// How many services have no endpoint here.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Without {
-    /// With `internalTrafficPolicy: Local`.
-    pub internal: usize,
-    /// With `externalTrafficPolicy: Local`.
-    pub external: usize,
-}
-
-/// The endpoints of a service and a family.
-#[derive(Debug, Default)]
-struct Endpoints {
-    /// Addresses of ready ones on this node. What ends is not counted, although it is served while
-    /// nothing else is there: load balancers should leave it.
-    ready_here: BTreeSet<IpAddr>,
-    /// Whether there is any that takes connections on this node.
-    here: bool,
-    /// Or anywhere.
-    anywhere: bool,
+    /// Ports of services that have endpoints, but none here, by the policy that keeps them from the
+    /// others.
+    pub without: BTreeMap<Family, WithoutLocal>,
 }
 
 impl LocalServices {
-    /// By the cluster as it is.
-    pub fn of(state: &ClusterState) -> Self {
-        let services = state.services.values().filter(|service| is_local(service));
-        let keys = services.clone().map(|service| {
-            let key = (service.key.namespace.as_str(), service.key.name.as_str());
-            (key, BTreeMap::new())
-        });
-        // Most clusters have few such services, and many endpoints of others.
-        let mut endpoints: BTreeMap<_, BTreeMap<Family, Endpoints>> = keys.collect();
-        if endpoints.is_empty() {
-            return Self::default();
-        }
-        for slice in state.slices.values() {
-            let service = slice.service.as_deref().unwrap_or_default();
-            let key = (slice.key.namespace.as_str(), service);
-            let Some(found) = endpoints.get_mut(&key) else {
-                continue;
-            };
-            for endpoint in &slice.endpoints {
-                let found = found.entry(Family::of(endpoint.address)).or_default();
-                let here = endpoint.node.as_deref() == Some(&state.node_name);
-                let usable = endpoint.ready || (endpoint.serving && endpoint.terminating);
-                found.anywhere |= usable;
-                found.here |= usable && here;
-                if endpoint.ready && here {
-                    found.ready_here.insert(endpoint.address);
-                }
+    /// Of what was compiled of services, for the node as it is.
+    pub fn of(services: &ServiceCompiler, state: &ClusterState) -> Self {
+        let mut checks = HealthChecks::default();
+        for (service, check) in services.health_checks() {
+            for (family, endpoints) in [(Family::V4, check.v4), (Family::V6, check.v6)] {
+                checks
+                    .services
+                    .extend(endpoints.map(|local_endpoints| ServiceHealth {
+                        service: service.clone(),
+                        family,
+                        port: check.port,
+                        local_endpoints,
+                    }));
             }
         }
-        let mut all = Self::default();
-        for service in services {
-            let key = (service.key.namespace.as_str(), service.key.name.as_str());
-            let found = endpoints.remove(&key).unwrap_or_default();
-            all.add(service, &found);
+        if !checks.services.is_empty() {
+            checks.addresses = addresses(state);
         }
-        if !all.checks.services.is_empty() {
-            all.checks.addresses = addresses(state);
-        }
-        all
-    }
-
-    fn add(&mut self, service: &Service, endpoints: &BTreeMap<Family, Endpoints>) {
-        let none = Endpoints::default();
-        let families = service.cluster_ips.iter().map(|ip| Family::of(*ip));
-        for family in families.collect::<BTreeSet<_>>() {
-            let endpoints = endpoints.get(&family).unwrap_or(&none);
-            if service.health_check_node_port != 0 {
-                self.checks.services.push(ServiceHealth {
-                    service: service.key.clone(),
-                    family,
-                    port: service.health_check_node_port,
-                    local_endpoints: endpoints.ready_here.len(),
-                });
-            }
-            if endpoints.anywhere && !endpoints.here {
-                let without = self.without.entry(family).or_default();
-                without.internal += usize::from(service.internal_local);
-                without.external += usize::from(service.external_local);
-            }
+        let [v4, v6] = services.without_local();
+        Self {
+            checks,
+            without: [(Family::V4, v4), (Family::V6, v6)].into(),
         }
     }
 
@@ -105,7 +48,7 @@ impl LocalServices {
     pub fn tell(&self, health: &ProxyHealth, checks: &watch::Sender<HealthChecks>) {
         for family in Family::ALL {
             let without = self.without.get(&family).copied().unwrap_or_default();
-            let Without { internal, external } = without;
+            let WithoutLocal { internal, external } = without;
             health.observe(Observation::NoLocalEndpoints {
                 family,
                 internal,
@@ -120,10 +63,6 @@ impl LocalServices {
             changed
         });
     }
-}
-
-const fn is_local(service: &Service) -> bool {
-    service.internal_local || service.external_local || service.health_check_node_port != 0
 }
 
 /// Where this node has NodePorts.
@@ -143,9 +82,20 @@ fn addresses(state: &ClusterState) -> Addresses {
 
 #[cfg(test)]
 mod tests {
-    use weft_core::model::{EndpointSlice, Node, ObjectKey, SliceEndpoint};
+    use std::net::IpAddr;
+
+    use weft_core::model::{
+        EndpointSlice, Node, ObjectKey, Protocol, Service, ServicePort, SliceEndpoint, SlicePort,
+    };
+    use weft_core::services::Dirty;
 
     use super::*;
+
+    fn of(state: &ClusterState) -> LocalServices {
+        let mut services = ServiceCompiler::new();
+        services.update(state, &Dirty::everything());
+        LocalServices::of(&services, state)
+    }
 
     fn ip(text: &str) -> IpAddr {
         text.parse().expect("an address")
@@ -159,6 +109,12 @@ mod tests {
         let service = |name: &str, ips: &[&str], port| Service {
             key: ObjectKey::new("default", name),
             cluster_ips: ips.iter().map(|text| ip(text)).collect(),
+            ports: vec![ServicePort {
+                name: String::new(),
+                protocol: Protocol::Tcp,
+                port: 80,
+                node_port: if port == 0 { 0 } else { 30_080 },
+            }],
             external_local: port != 0,
             health_check_node_port: port,
             ..Service::default()
@@ -177,6 +133,11 @@ mod tests {
         let slice = |name: &str, service: &str, endpoints| EndpointSlice {
             key: ObjectKey::new("default", name),
             service: Some(service.to_owned()),
+            ports: vec![SlicePort {
+                name: String::new(),
+                protocol: Protocol::Tcp,
+                port: 8080,
+            }],
             endpoints,
             ..EndpointSlice::default()
         };
@@ -202,7 +163,7 @@ mod tests {
 
     #[test]
     fn ready_endpoints_of_this_node_are_counted_once_per_address() {
-        let checks = LocalServices::of(&state()).checks;
+        let checks = of(&state()).checks;
         let web = |family, local_endpoints| ServiceHealth {
             service: ObjectKey::new("default", "web"),
             family,
@@ -225,26 +186,23 @@ mod tests {
         state.nodes.insert(node.name.clone(), node);
         state.settings.nodeport_addresses = NodePortAddresses::Primary;
         let only = |texts: &[&str]| Addresses::Only(texts.iter().map(|text| ip(text)).collect());
-        assert_eq!(
-            LocalServices::of(&state).checks.addresses,
-            only(&["192.0.2.1"])
-        );
+        assert_eq!(of(&state).checks.addresses, only(&["192.0.2.1"]));
         let cidrs = vec!["198.51.100.0/24".parse().expect("a network")];
         state.settings.nodeport_addresses = NodePortAddresses::Cidrs(cidrs);
         assert_eq!(
-            LocalServices::of(&state).checks.addresses,
+            of(&state).checks.addresses,
             only(&["198.51.100.1", "2001:db8::1"])
         );
         // Nobody listens anywhere: addresses are no matter.
         state.services.clear();
-        assert_eq!(LocalServices::of(&state).checks, HealthChecks::default());
+        assert_eq!(of(&state).checks, HealthChecks::default());
     }
 
     #[test]
     fn services_whose_endpoints_are_all_elsewhere_are_counted() {
         let mut state = state();
         let counts = |state: &ClusterState| {
-            let local = LocalServices::of(state);
+            let local = of(state);
             let of = |family| {
                 let without = local.without.get(&family).copied().unwrap_or_default();
                 (without.internal, without.external)
@@ -268,7 +226,7 @@ mod tests {
 
         let health = ProxyHealth::new(ManualClock::new(), TIMEOUT);
         let (sender, mut receiver) = watch::channel(HealthChecks::default());
-        let local = LocalServices::of(&state());
+        let local = of(&state());
         local.tell(&health, &sender);
         assert_eq!(*receiver.borrow_and_update(), local.checks);
         local.tell(&health, &sender);

@@ -32,7 +32,7 @@ use std::net::IpAddr;
 pub use self::checks::{Addresses, HealthChecks, ServiceHealth};
 pub use self::clock::{Clock, Moment, SystemClock};
 pub use self::flags::{BindAddresses, ServerArgs};
-pub use self::local::{LocalServices, Without};
+pub use self::local::LocalServices;
 pub use self::probes::probes;
 pub use self::progress::{Counts, Progress};
 pub use self::state::{Health, Observation, ProxyHealth, TIMEOUT};

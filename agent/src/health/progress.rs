@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use weft_core::model::{ClusterState, EndpointSlice, Node, ObjectKey};
+use weft_core::services::Dirty;
 
 use super::{Family, Observation, ProxyHealth};
 
@@ -45,14 +46,20 @@ impl Progress {
     }
 
     /// A pass takes in this state, which contains so many changes.
-    pub fn begin(&mut self, state: &ClusterState, counts: Counts, health: &ProxyHealth) {
+    pub fn begin(
+        &mut self,
+        state: &ClusterState,
+        dirty: &Dirty,
+        counts: Counts,
+        health: &ProxyHealth,
+    ) {
         self.compiled = counts;
         self.tell(health);
         let node = state.nodes.get(&state.node_name);
         health.node(node.map(Node::eligible));
-        self.slices.retain(|key, _| state.slices.contains_key(key));
-        for (key, slice) in &state.slices {
-            let Some((family, at)) = triggered(slice) else {
+        for key in dirty.slices() {
+            let Some((family, at)) = state.slices.get(key).and_then(triggered) else {
+                self.slices.remove(key);
                 continue;
             };
             if self.slices.get(key) == Some(&at) {
@@ -104,6 +111,15 @@ mod tests {
     use crate::health::{Clock as _, TIMEOUT};
     use crate::metrics::text;
 
+    /// Every slice may have changed.
+    fn all(state: &ClusterState) -> Dirty {
+        let mut dirty = Dirty::default();
+        for key in state.slices.keys() {
+            dirty.slice(key.clone());
+        }
+        dirty
+    }
+
     fn state(clock: &ManualClock, after: i64) -> ClusterState {
         let now = clock.now().wall.duration_since(SystemTime::UNIX_EPOCH);
         let micros = i64::try_from(now.expect("later").as_micros()).expect("fits");
@@ -141,20 +157,25 @@ mod tests {
             services: 1,
             endpoints,
         };
-        progress.begin(&state(&clock, -1), counts(3), &health);
+        progress.begin(
+            &state(&clock, -1),
+            &all(&state(&clock, -1)),
+            counts(3),
+            &health,
+        );
         assert_eq!(line(pending).as_deref(), Some("3"));
         progress.done(&health);
         assert_eq!(line(pending).as_deref(), Some("0"));
         assert_eq!(line(programmed), None);
 
         let changed = state(&clock, 1);
-        progress.begin(&changed, counts(4), &health);
+        progress.begin(&changed, &all(&changed), counts(4), &health);
         // The pass failed; the next one brings the same.
-        progress.begin(&changed, counts(4), &health);
+        progress.begin(&changed, &all(&changed), counts(4), &health);
         assert_eq!(line(pending).as_deref(), Some("1"));
         assert_eq!(line(programmed), None);
         progress.done(&health);
-        progress.begin(&changed, counts(4), &health);
+        progress.begin(&changed, &all(&changed), counts(4), &health);
         progress.done(&health);
         assert_eq!(line(programmed).as_deref(), Some("1"));
     }
@@ -165,7 +186,7 @@ mod tests {
         let health = ProxyHealth::new(clock.clone(), TIMEOUT);
         let mut progress = Progress::new(clock.now().wall);
         let mut state = state(&clock, 0);
-        progress.begin(&state, Counts::default(), &health);
+        progress.begin(&state, &all(&state), Counts::default(), &health);
         progress.done(&health);
         assert!(!health.healthz().0, "there is no node");
         let node = Node {
@@ -176,7 +197,7 @@ mod tests {
         for family in Family::ALL {
             health.queued(family);
         }
-        progress.begin(&state, Counts::default(), &health);
+        progress.begin(&state, &all(&state), Counts::default(), &health);
         assert!(health.healthz().0);
         clock.advance(TIMEOUT);
         assert!(!health.healthz().0, "the pass is not done");

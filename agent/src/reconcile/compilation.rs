@@ -1,39 +1,56 @@
 //! The compiler's part: from the cluster to the maps.
 //!
 //! ```text
-//!   Cluster + endpoints --compile--> Desired ---diff with the mirror--> Changes --apply--> maps
-//!                       --update--> services --'
+//!   Cluster + endpoints --compile--> policy ---diff with the mirror--> changes --apply--> maps
+//!   what changed of it ---update--> services --------------------------'
 //! ```
 //!
+//! Services and policy are compiled each by itself: most changes are of endpoint slices, and cost as
+//! much as the services that they are of. Policy is compiled as a whole, when something that it rests
+//! on changed.
+//!
 //! Invariants:
+//! - What changed is taken from the watches once, and kept until it is compiled. After a failure
+//!   everything is compared with what the maps hold.
 //! - Nothing is compiled before every watch was listed once. Until then only endpoints come and go.
 //! - What numbers mean is known before the datapath tells of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{Instant, SystemTime};
-
-use anyhow::{Context as _, Result};
-use tracing::warn;
-use weft_core::compile::{Compiler, Desired};
-use weft_core::diff::{Concern, diff_policy, diff_services};
-use weft_core::model::{LocalEndpoint, Warning};
-use weft_core::services::Dirty;
 
 use super::maps::Maps;
 use super::policy;
 use super::shared::Shared;
 use crate::endpoints::Record;
 use crate::health::{Counts, LocalServices, Observation, Progress};
-use crate::watch::Cluster;
+use crate::watch::{Cluster, Dirty};
+use anyhow::{Context as _, Result};
+use tracing::warn;
+use weft_core::compile::{Compiler, Desired};
+use weft_core::diff::{Concern, diff_policy, diff_services};
+use weft_core::model::{LocalEndpoint, Warning};
 
 /// The compiler of policies, and the numbers that it gave.
 #[derive(Debug)]
 pub struct Compilation {
     compiler: Compiler,
     progress: Progress,
-    /// What the last compilation has of the node's own endpoints.
-    local: LocalServices,
+    /// What changed, and was not compiled yet.
+    dirty: Dirty,
+    /// What policy was compiled of, besides the API's objects; `None`: that is not in the maps.
+    compiled: Option<Own>,
 }
+
+/// What policy rests on, besides the API's objects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Own {
+    endpoints: BTreeMap<String, LocalEndpoint>,
+    addresses: BTreeSet<IpAddr>,
+}
+
+/// The kinds of objects that policy has nothing to do with.
+const OF_SERVICES: [&str; 2] = ["services", "endpointslices"];
 
 impl Compilation {
     /// Compiles by the operator's settings.
@@ -43,30 +60,83 @@ impl Compilation {
         Self {
             compiler: Compiler::new(),
             progress: Progress::new(SystemTime::now()),
-            local: LocalServices::default(),
+            dirty: Dirty::default(),
+            compiled: None,
         }
     }
 
-    /// What the maps should hold, by the cluster as it is now and these endpoints.
+    /// Takes in the cluster as it is now, with these endpoints; what the maps should hold of policy,
+    /// unless that is what they hold.
     pub fn compile(
         &mut self,
         shared: &Shared,
         endpoints: BTreeMap<String, LocalEndpoint>,
-    ) -> Desired {
+    ) -> Option<Desired> {
         let counts = Counts {
             services: shared.cluster.changes("services"),
             endpoints: shared.cluster.changes("endpointslices"),
         };
+        self.dirty.merge(shared.cluster.take_dirty());
+        let dirty = &self.dirty;
+        let objects = dirty.kinds.iter().any(|kind| !OF_SERVICES.contains(kind));
         shared.cluster.update(|state| {
             state.endpoints = endpoints;
-            self.progress.begin(state, counts, &shared.health);
+            self.progress
+                .begin(state, &dirty.services, counts, &shared.health);
+            let own = Own {
+                endpoints: state.endpoints.clone(),
+                addresses: state.own_addresses.clone(),
+            };
+            if !objects && self.compiled.as_ref() == Some(&own) {
+                return None;
+            }
+            // Until it is in the maps.
+            self.compiled = None;
             let started = Instant::now();
             let desired = self.compiler.compile(state);
             let compiled = Observation::Compiled(started.elapsed());
             shared.health.observe(compiled);
-            self.local = LocalServices::of(state);
-            desired
+            Some(desired)
         })
+    }
+
+    /// Makes the maps hold what was compiled, policy included if there is any; how many entries were
+    /// written.
+    ///
+    /// # Errors
+    ///
+    /// When a map takes no more.
+    pub fn write(
+        &mut self,
+        cluster: &Cluster,
+        maps: &mut Maps,
+        desired: Option<Desired>,
+    ) -> Result<usize> {
+        let known: Vec<_> = maps.services.warnings().cloned().collect();
+        let dirty = std::mem::take(&mut self.dirty);
+        let (changes, own) = cluster.with(|state| {
+            let own = Own {
+                endpoints: state.endpoints.clone(),
+                addresses: state.own_addresses.clone(),
+            };
+            (maps.services.update(state, &dirty.services), own)
+        });
+        tell(maps.services.warnings(), &known);
+        let mut changes = if maps.is_sound() {
+            changes
+        } else {
+            diff_services(&maps.mirror.services, maps.services.contents())
+        };
+        if let Some(desired) = desired {
+            tell(&desired.warnings, &maps.desired.warnings);
+            changes = changes.then(desired.changes(&maps.mirror.policy));
+            // The meanings first: an event of a new rule may come before this returns.
+            maps.desired = desired;
+        }
+        let written = maps.apply(&changes, true).context("cannot write the maps");
+        self.compiled = written.is_ok().then_some(own);
+        written?;
+        Ok(changes.entries())
     }
 
     /// Tells what became of the last writes; whether all that was compiled of services is in the maps.
@@ -90,42 +160,29 @@ impl Compilation {
             return false;
         }
         self.progress.done(&shared.health);
-        self.local.tell(&shared.health, &shared.health_checks);
+        let local = {
+            let maps = shared.maps();
+            shared
+                .cluster
+                .with(|state| LocalServices::of(&maps.services, state))
+        };
+        local.tell(&shared.health, &shared.health_checks);
         true
     }
 }
 
-/// Makes the maps hold what is desired or, without that, these endpoints besides what they hold; how
-/// many entries were written.
+/// Makes the maps hold these endpoints besides what they hold, before the cluster is known; how many
+/// entries were written.
 ///
 /// # Errors
 ///
 /// When a map takes no more.
-pub fn write(
-    cluster: &Cluster,
-    maps: &mut Maps,
-    desired: Option<Desired>,
-    records: &[Record],
-) -> Result<usize> {
-    let complete = desired.is_some();
-    let changes = match desired {
-        Some(desired) => {
-            tell(&desired.warnings, &maps.desired.warnings);
-            let known: Vec<_> = maps.services.warnings().cloned().collect();
-            // The meanings first: an event of a new rule may come before this returns.
-            cluster.with(|state| maps.services.update(state, &Dirty::everything()));
-            tell(maps.services.warnings(), &known);
-            let services = diff_services(&maps.mirror.services, maps.services.contents());
-            let changes = services.then(desired.changes(&maps.mirror.policy));
-            maps.desired = desired;
-            changes
-        }
-        None => diff_policy(
-            &maps.mirror.policy,
-            &policy::without_policies(&maps.mirror.policy, records),
-        ),
-    };
-    maps.apply(&changes, complete)
+pub fn write_endpoints(maps: &mut Maps, records: &[Record]) -> Result<usize> {
+    let changes = diff_policy(
+        &maps.mirror.policy,
+        &policy::without_policies(&maps.mirror.policy, records),
+    );
+    maps.apply(&changes, false)
         .context("cannot write the maps")?;
     Ok(changes.entries())
 }

@@ -114,6 +114,12 @@ impl Maps {
         })
     }
 
+    /// Whether the maps hold what was compiled last: so what a compilation changes is all that is to
+    /// be written.
+    pub(super) const fn is_sound(&self) -> bool {
+        !self.stale
+    }
+
     /// Trusts what the maps hold, after a failure.
     pub(super) fn read_back(&mut self) -> Result<(), TableError> {
         self.mirror = self.tables.read()?;

@@ -146,9 +146,12 @@ impl Reconciler {
         }
         let endpoints = self.shared.endpoints.for_compiler();
         let records = self.shared.endpoints.all();
-        let desired =
-            synced.then(|| block_in_place(|| self.compilation.compile(&self.shared, endpoints)));
-        let written = block_in_place(|| self.write(desired, &records));
+        let desired = if synced {
+            block_in_place(|| self.compilation.compile(&self.shared, endpoints))
+        } else {
+            None
+        };
+        let written = block_in_place(|| self.write(synced, desired, &records));
         let is_ok = written.is_ok();
         if self.compilation.tell(&self.shared, synced, is_ok) {
             let full = std::mem::replace(&mut self.full, false);
@@ -190,9 +193,19 @@ impl Reconciler {
     }
 
     /// Writes the configuration and the maps; how many entries the maps got.
-    fn write(&self, desired: Option<Desired>, records: &[Record]) -> Result<usize> {
+    fn write(
+        &mut self,
+        synced: bool,
+        desired: Option<Desired>,
+        records: &[Record],
+    ) -> Result<usize> {
         let mut maps = self.shared.maps();
         self.constants.configure(&self.shared, &mut maps)?;
-        compilation::write(&self.shared.cluster, &mut maps, desired, records)
+        if synced {
+            self.compilation
+                .write(&self.shared.cluster, &mut maps, desired)
+        } else {
+            compilation::write_endpoints(&mut maps, records)
+        }
     }
 }
