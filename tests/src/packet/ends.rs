@@ -115,7 +115,7 @@ fn gateway(family: Family) -> IpAddr {
 }
 
 /// Gives an interface an address, at once.
-async fn own(handle: &Handle, ifindex: u32, address: IpAddr) -> Result<()> {
+pub(super) async fn own(handle: &Handle, ifindex: u32, address: IpAddr) -> Result<()> {
     let bits = Family::of(address).bits();
     let mut add = handle.address().add(ifindex, address, bits);
     if address.is_ipv6() {

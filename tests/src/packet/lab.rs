@@ -12,6 +12,7 @@ use weft_abi::{
     drop::{DropCount, DropReason},
     flow::{Flow, FlowKey},
     maps::programs,
+    service::{Affinity, AffinityKey},
 };
 use weft_agent::{
     bpf::{
@@ -30,8 +31,9 @@ use weft_core::{
 };
 
 use super::{
-    Family,
+    Family, Place,
     bytes::{Packet, Payload},
+    ends,
     flows::FlowEntry,
     interfaces::{self, Interfaces, Wanted},
     scene::NODE,
@@ -53,7 +55,7 @@ pub struct Setup {
     pub uplink: bool,
     /// What pods talk to the outside with: `CONFIG_MASQUERADE_` bits.
     pub masquerade: u16,
-    /// Entries of each flow table; `None`: as in production.
+    /// Entries of each table of flows, and of what clients had; `None`: as in production.
     pub flows: Option<u32>,
     /// Whether lookups are counted.
     pub counting: bool,
@@ -160,6 +162,8 @@ pub struct Lab {
     tables: Tables,
     flows4: HashMap<MapData, FlowKey<Addr4>, Flow<Addr4>>,
     flows6: HashMap<MapData, FlowKey<Addr6>, Flow<Addr6>>,
+    affinity4: HashMap<MapData, AffinityKey<Addr4>, Affinity>,
+    affinity6: HashMap<MapData, AffinityKey<Addr6>, Affinity>,
     lookups: PerCpuArray<MapData, u64>,
     uplinks: HashMap<MapData, u32, Uplink>,
     held: HashMap<MapData, [u8; PLACE_BYTES], [u8; HELD_BYTES]>,
@@ -197,13 +201,15 @@ impl Lab {
         }
         let counting = u8::from(setup.counting);
         loader.override_global("COUNT_LOOKUPS", &counting, true);
-        for table in ["flows4", "flows6"] {
+        for table in ["flows4", "flows6", "affinity4", "affinity6"] {
             if let Some(entries) = setup.flows {
                 loader.map_max_entries(table, entries);
             }
         }
         let mut loaded = Loaded::new(loader.load(DATAPATH).context("cannot load the ELF")?);
         let uplinks = HashMap::try_from(another_handle(&mut loaded, "uplinks")?)?;
+        let affinity4 = HashMap::try_from(another_handle(&mut loaded, "affinity4")?)?;
+        let affinity6 = HashMap::try_from(another_handle(&mut loaded, "affinity6")?)?;
         let tables = Tables::new(&mut loaded)?;
         let mut take = |name: &str| {
             loaded
@@ -226,11 +232,15 @@ impl Lab {
             masquerade_first: MASQUERADE_FIRST,
             masquerade_ports: MASQUERADE_PORTS,
             netns_cookie: netlink::socket::netns_cookie().unwrap_or(0),
+            node_v4: NODE.v4.into(),
+            node_v6: NODE.v6.into(),
             ..Config::default()
         };
         let mut lab = Self {
             flows4: HashMap::try_from(take("flows4")?)?,
             flows6: HashMap::try_from(take("flows6")?)?,
+            affinity4,
+            affinity6,
             lookups: PerCpuArray::try_from(take("lookups")?)?,
             held: HashMap::try_from(take("held")?)?,
             loaded,
@@ -276,6 +286,20 @@ impl Lab {
     pub fn configure(&mut self, change: impl FnOnce(&mut Config)) -> Result<()> {
         change(&mut self.config);
         self.bump()
+    }
+
+    /// Gives the uplink the addresses of another place.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn add_address(&self, place: Place) -> Result<()> {
+        interfaces::with_netlink(async |handle| {
+            for address in place.addresses() {
+                ends::own(handle, self.uplink(), address).await?;
+            }
+            Ok(())
+        })
     }
 
     /// The index of the uplink.
@@ -555,6 +579,17 @@ impl Lab {
         Ok(())
     }
 
+    /// Lets every client stay away from its services for some seconds.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn stay_away(&mut self, seconds: u32) -> Result<()> {
+        let ticks = seconds * self.config.ticks_per_second;
+        age(&mut self.affinity4, ticks)?;
+        age(&mut self.affinity6, ticks)
+    }
+
     /// Empties the flow tables.
     ///
     /// # Errors
@@ -630,6 +665,19 @@ fn program<'a>(loaded: &'a mut Loaded, name: &str) -> Result<&'a mut SchedClassi
     Ok(program)
 }
 
+/// Makes what clients had older.
+fn age<A: Copy>(table: &mut HashMap<MapData, AffinityKey<A>, Affinity>, ticks: u32) -> Result<()>
+where
+    AffinityKey<A>: aya::Pod,
+{
+    let entries = table.iter().collect::<Result<Vec<_>, _>>()?;
+    for (key, mut affinity) in entries {
+        affinity.used = affinity.used.wrapping_sub(ticks);
+        table.insert(key, affinity, 0)?;
+    }
+    Ok(())
+}
+
 /// The one reason whose counter went up, by one.
 fn counted_once(
     before: &[(DropReason, DropCount)],
@@ -650,13 +698,13 @@ fn counted_once(
         .then_some(reason)
 }
 
-/// Another handle of a map, whoever takes the first.
+/// Another handle of a hash map, whoever takes the first.
 fn another_handle(loaded: &mut Loaded, name: &str) -> Result<Map> {
-    let id = match loaded.ebpf_mut().map(name) {
-        Some(Map::HashMap(data)) => data.info()?.id(),
-        _ => return Err(anyhow!("the ELF has no hash map {name}")),
-    };
-    Ok(Map::HashMap(MapData::from_id(id)?))
+    match loaded.ebpf_mut().map(name) {
+        Some(Map::HashMap(data)) => Ok(Map::HashMap(MapData::from_id(data.info()?.id())?)),
+        Some(Map::LruHashMap(data)) => Ok(Map::LruHashMap(MapData::from_id(data.info()?.id())?)),
+        _ => Err(anyhow!("the ELF has no hash map {name}")),
+    }
 }
 
 /// Bytes of a key of the map `held`.

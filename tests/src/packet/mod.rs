@@ -20,6 +20,7 @@ pub mod frames;
 mod interfaces;
 mod lab;
 pub mod scene;
+pub mod services;
 mod tap;
 mod wire;
 mod world;

@@ -40,6 +40,8 @@ pub const NODE: Place = node_place(11);
 pub const OTHER_NODE: Place = node_place(12);
 /// The router behind the node's uplink.
 pub const ROUTER: Place = node_place(1);
+/// Another pod of the other node, of which only services know.
+pub const REMOTE2: Place = pod_place(2, 11);
 /// Somewhere outside of the cluster.
 pub const OUTSIDE: Place = outside(7);
 /// Somewhere else outside.
@@ -48,6 +50,8 @@ pub const ELSEWHERE: Place = outside(8);
 pub const VIP: Place = service_place(10);
 /// Another service's address.
 pub const OTHER_VIP: Place = service_place(11);
+/// An address of the same network that no service has.
+pub const NOBODYS_VIP: Place = service_place(99);
 /// The network of [`OUTSIDE`] and [`ELSEWHERE`], by family.
 pub const OUTSIDE_NETWORKS: [&str; 2] = ["192.0.2.0/24", "2001:db8:7::/64"];
 
@@ -78,7 +82,9 @@ pub const fn outside(host: u8) -> Place {
     }
 }
 
-const fn service_place(host: u8) -> Place {
+/// Addresses of services.
+#[must_use]
+pub const fn service_place(host: u8) -> Place {
     Place {
         v4: Ipv4Addr::new(10, 96, 0, host),
         v6: Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, host as u16),
@@ -159,6 +165,12 @@ status: {{phase: Running, podIP: \"{ip}\", podIPs: {ips}}}
 #[must_use]
 pub fn pod(name: &str, place: Place) -> String {
     pod_of(STACK, name, "n1", place, "")
+}
+
+/// The manifest of a pod on the other node, labelled with its name.
+#[must_use]
+pub fn other_pod(name: &str, place: Place) -> String {
+    pod_of(STACK, name, "n2", place, "")
 }
 
 /// The manifest of a service with these backends: TCP 80 to 8080, UDP 53 to 5353, UDP 7946 to itself.

@@ -77,6 +77,12 @@ impl Cluster {
                     let slice = convert::endpoint_slice(&slice)?.object;
                     self.state.slices.insert(slice.key.clone(), slice);
                 }
+                "ServiceCIDR" => {
+                    let network = convert::service_cidr(&serde_json::from_value(object)?)?.object;
+                    self.state
+                        .service_cidrs
+                        .insert(network.name.clone(), network);
+                }
                 "NetworkPolicy" => {
                     let policy: NetworkPolicy = serde_json::from_value(object)?;
                     let policy = convert::network_policy(&policy)?.object;

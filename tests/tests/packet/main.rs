@@ -5,8 +5,12 @@
 //! program on other kernels.
 #![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
+mod affinity;
 mod departure;
+mod direct;
+mod endpoints;
 mod eviction;
+mod exposed;
 mod fragments;
 mod fuzz;
 mod hostile;
@@ -14,12 +18,16 @@ mod hostile_uplink;
 mod hostport;
 mod icmp;
 mod input;
+mod maglev;
 mod mtu;
 mod paths;
 mod policy;
+mod reject;
+mod replies;
 mod services;
 mod sockets;
 mod support;
 mod uplink;
 mod v6;
+mod verdicts;
 mod wire;

@@ -2,10 +2,12 @@
 
 use weft_abi::drop::DropReason;
 use weft_tests::packet::{
-    Family, Somewhere as _, Verdict,
+    Family, Somewhere as _,
     bytes::{ACK, Payload, SYN},
-    scene::{DB, OTHER_VIP, REMOTE, VIP, WEB, dropped, families, lab, policy, service},
+    scene::{DB, OTHER_VIP, REMOTE, VIP, WEB, families, lab, policy, service},
 };
+
+use crate::support::{rejected, served};
 
 #[test]
 fn a_service_is_translated_there_and_back() {
@@ -91,34 +93,23 @@ fn every_backend_is_chosen_and_a_connection_keeps_its_own() {
 }
 
 #[test]
-fn a_port_or_protocol_that_a_service_does_not_list_is_not_translated() {
-    for f in families() {
-        let (mut lab, _) = lab(&[service("s", VIP, &[DB.place])]);
-        for payload in [
-            Payload::tcp(40000, 81, SYN),
-            Payload::tcp(40000, 53, SYN),
-            Payload::udp(40000, 80),
-            Payload::echo(true, 1),
-        ] {
-            let sent = f.from(&WEB, VIP, payload);
-            assert_eq!(lab.send(&WEB, &sent), Verdict::Pass(sent.to_bytes(), 0));
-        }
-    }
-}
-
-#[test]
-fn a_service_without_backends_drops() {
+fn a_service_without_endpoints_leaves_nothing_behind() {
     for f in families() {
         let (mut lab, mut cluster) = lab(&[service("s", VIP, &[])]);
-        let syn = f.from(&WEB, VIP, Payload::tcp(40000, 80, SYN));
-        assert_eq!(lab.send(&WEB, &syn), dropped(DropReason::NoBackend));
-        assert!(
-            lab.flows().unwrap().is_empty(),
-            "nothing is left to blackhole what comes"
-        );
-        cluster.apply(&service("s", VIP, &[DB.place])).unwrap();
-        lab.update(&cluster).unwrap();
-        assert!(lab.send(&WEB, &syn).redirected());
+        for payload in [Payload::tcp(40000, 80, SYN), Payload::udp(40000, 53)] {
+            let sent = f.from(&WEB, VIP, payload);
+            rejected(&mut lab, DropReason::NoBackend, &WEB, &sent);
+            assert!(
+                lab.flows().unwrap().is_empty(),
+                "nothing is left to blackhole what comes"
+            );
+            cluster.apply(&service("s", VIP, &[DB.place])).unwrap();
+            lab.update(&cluster).unwrap();
+            assert_eq!(served(&mut lab, &WEB, &sent).destination, DB.at(f));
+            cluster.apply(&service("s", VIP, &[])).unwrap();
+            lab.update(&cluster).unwrap();
+            lab.forget_flows().unwrap();
+        }
     }
 }
 

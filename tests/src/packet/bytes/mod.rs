@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use super::Family;
 
-pub use parse::sound;
+pub use parse::{finish, sound, tcp_numbers};
 
 /// A MAC address.
 pub type Mac = [u8; 6];
@@ -16,7 +16,8 @@ pub type Mac = [u8; 6];
 /// What follows the IP header and its extensions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Payload {
-    /// TCP with these flags (`FIN` 1, `SYN` 2, `RST` 4, `ACK` 16).
+    /// TCP with these flags (`FIN` 1, `SYN` 2, `RST` 4, `ACK` 16). What is sent has the sequence
+    /// number 1 and the acknowledgement number 2.
     Tcp {
         /// Source port.
         source: u16,
@@ -36,6 +37,17 @@ pub enum Payload {
         /// Whether the checksum is computed, or zero.
         checksum: bool,
         /// Data.
+        data: Vec<u8>,
+    },
+    /// SCTP.
+    Sctp {
+        /// Source port.
+        source: u16,
+        /// Destination port.
+        destination: u16,
+        /// Whether the checksum is computed, or zero: left to a device.
+        checksum: bool,
+        /// Chunks.
         data: Vec<u8>,
     },
     /// An echo request or reply, of the packet's family.
@@ -322,6 +334,17 @@ impl Payload {
         }
     }
 
+    /// An SCTP packet with one chunk (COOKIE ECHO, of six bytes and padding).
+    #[must_use]
+    pub fn sctp(source: u16, destination: u16) -> Self {
+        Self::Sctp {
+            source,
+            destination,
+            checksum: true,
+            data: b"\x0a\0\0\x0acookie\0\0".to_vec(),
+        }
+    }
+
     /// An echo request, or its reply.
     #[must_use]
     pub fn echo(request: bool, identifier: u16) -> Self {
@@ -333,7 +356,7 @@ impl Payload {
         }
     }
 
-    /// Source and destination port, of TCP and UDP.
+    /// Source and destination port, of TCP, UDP and SCTP.
     ///
     /// # Panics
     ///
@@ -348,6 +371,11 @@ impl Payload {
                 ..
             }
             | Self::Udp {
+                source,
+                destination,
+                ..
+            }
+            | Self::Sctp {
                 source,
                 destination,
                 ..
@@ -380,9 +408,28 @@ impl Payload {
     #[track_caller]
     pub fn with_source_port(mut self, port: u16) -> Self {
         match &mut self {
-            Self::Tcp { source, .. } | Self::Udp { source, .. } => *source = port,
+            Self::Tcp { source, .. } | Self::Udp { source, .. } | Self::Sctp { source, .. } => {
+                *source = port;
+            }
             Self::Echo { identifier, .. } => *identifier = port,
             other => panic!("no source port in {other:?}"),
+        }
+        self
+    }
+
+    /// The same to another destination port.
+    ///
+    /// # Panics
+    ///
+    /// When it has none.
+    #[must_use]
+    #[track_caller]
+    pub fn with_destination_port(mut self, port: u16) -> Self {
+        match &mut self {
+            Self::Tcp { destination, .. }
+            | Self::Udp { destination, .. }
+            | Self::Sctp { destination, .. } => *destination = port,
+            other => panic!("no destination port in {other:?}"),
         }
         self
     }
@@ -410,6 +457,11 @@ impl Payload {
                 source,
                 destination,
                 ..
+            }
+            | Self::Sctp {
+                source,
+                destination,
+                ..
             } => std::mem::swap(source, destination),
             Self::Echo { request, .. } => *request = !*request,
             other => panic!("no answer to {other:?}"),
@@ -423,6 +475,7 @@ impl Payload {
         match self {
             Self::Tcp { .. } => 6,
             Self::Udp { .. } => 17,
+            Self::Sctp { .. } => 132,
             Self::Echo { .. } | Self::Error { .. } | Self::Icmp { .. } => family.icmp(),
             Self::Other { protocol, .. } => *protocol,
         }
@@ -505,10 +558,17 @@ mod tests {
             for payload in [
                 Payload::tcp(1, 2, SYN),
                 Payload::udp(3, 4),
+                Payload::sctp(5, 6),
+                Payload::Sctp {
+                    source: 5,
+                    destination: 6,
+                    checksum: false,
+                    data: Vec::new(),
+                },
                 Payload::echo(true, 7),
                 Payload::echo(false, 7),
                 Payload::Other {
-                    protocol: 132,
+                    protocol: 47,
                     data: vec![1; 12],
                 },
                 Payload::Error {

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{
     Extension, Fragment, IcmpError, Packet, Payload, Quote,
-    checksum::{checksum, of_segment},
+    checksum::{checksum, of_sctp, of_segment, pseudo_header},
 };
 use crate::packet::Family;
 
@@ -136,6 +136,51 @@ pub fn sound(frame: &[u8]) -> Result<(), String> {
         return Err(format!("{there} bytes of protocol {}", header.protocol));
     }
     Ok(())
+}
+
+/// Takes a frame apart whose TCP or UDP checksum a device was to finish: so far it is the sum of the
+/// pseudo-header, which is proven.
+///
+/// # Errors
+///
+/// Says what is wrong with it.
+pub fn finish(frame: &[u8]) -> Result<Packet, String> {
+    let family = match word(frame, 12)? {
+        0x0800 => Family::V4,
+        _ => Family::V6,
+    };
+    let header = Header::parse(family, get(frame, 14, frame.len())?)?;
+    let (from, to) = (14 + header.transport, 14 + header.end);
+    let length = get(frame, from, to)?.len();
+    let pseudo = pseudo_header(header.source, header.destination, header.protocol, length);
+    let at = from + if header.protocol == 6 { 16 } else { 6 };
+    if word(frame, at)? != !checksum(&[&pseudo]) {
+        return Err("the checksum is not that of the pseudo-header".to_owned());
+    }
+    let mut whole = frame.to_vec();
+    whole[at..at + 2].fill(0);
+    let sum = checksum(&[&pseudo, &whole[from..to]]);
+    whole[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    Packet::parse(&whole)
+}
+
+/// The sequence and acknowledgement numbers of a TCP segment.
+///
+/// # Errors
+///
+/// When it is none.
+pub fn tcp_numbers(frame: &[u8]) -> Result<(u32, u32), String> {
+    let family = match word(frame, 12)? {
+        0x0800 => Family::V4,
+        _ => Family::V6,
+    };
+    let ip = get(frame, 14, frame.len())?;
+    let header = Header::parse(family, ip)?;
+    if header.protocol != 6 {
+        return Err(format!("protocol {}", header.protocol));
+    }
+    let number = |at| Ok::<_, String>(u32::from_be_bytes(array(ip, header.transport + at)?));
+    Ok((number(4)?, number(8)?))
 }
 
 /// An IP header with all that comes before the transport header.
@@ -284,6 +329,12 @@ impl Payload {
                 checksum: word(segment, 6)? != 0,
                 data: rest(8)?,
             },
+            132 if segment.len() >= 12 => Self::Sctp {
+                source: word(segment, 0)?,
+                destination: word(segment, 2)?,
+                checksum: array(segment, 8)? != [0; 4],
+                data: rest(12)?,
+            },
             protocol if protocol == family.icmp() => {
                 let (kind, code) = (byte(segment, 0)?, byte(segment, 1)?);
                 let four = array(segment, 4)?;
@@ -355,6 +406,14 @@ fn prove(header: &Header, segment: &[u8]) -> Result<(), String> {
         (17, _) => ("UDP", true),
         (1, Family::V4) => ("ICMP", false),
         (58, Family::V6) => ("ICMPv6", true),
+        (132, _) if segment.len() >= 12 => {
+            let sum = array(segment, 8)?;
+            return if sum == [0; 4] || sum == of_sctp(segment) {
+                Ok(())
+            } else {
+                Err("the SCTP checksum is wrong".to_owned())
+            };
+        }
         _ => return Ok(()),
     };
     let sum = if with_pseudo_header {

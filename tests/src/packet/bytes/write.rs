@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::{
     Extension, Fragment, Packet, Payload,
-    checksum::{checksum, of_segment},
+    checksum::{checksum, of_sctp, of_segment},
 };
 use crate::packet::Family;
 
@@ -184,6 +184,23 @@ impl Payload {
                 bytes.extend([0, 0]);
                 bytes.extend(data);
                 at = checksum.then_some(6);
+            }
+            Self::Sctp {
+                source,
+                destination,
+                checksum,
+                data,
+            } => {
+                bytes.extend(source.to_be_bytes());
+                bytes.extend(destination.to_be_bytes());
+                // The verification tag.
+                bytes.extend([1, 2, 3, 4]);
+                bytes.extend([0; 4]);
+                bytes.extend(data);
+                if *checksum {
+                    let sum = of_sctp(&bytes);
+                    bytes[8..12].copy_from_slice(&sum);
+                }
             }
             Self::Echo {
                 request,
