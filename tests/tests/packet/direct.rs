@@ -11,7 +11,7 @@ use weft_tests::packet::{
     Family, Overlay, Setup, Somewhere as _, Wire,
     bytes::{ACK, FIN, IcmpError, Packet, Payload, RST, SYN},
     scene::{
-        DB, NODE, OTHER_NODE, OUTSIDE, PODS, REMOTE, VIP, WEB, families, lab_with, node_place,
+        DB, DB2, NODE, OTHER_NODE, OUTSIDE, PODS, REMOTE, VIP, WEB, families, lab_with, node_place,
     },
     services::{Address, Balanced, EXPOSED, at_endpoint, requests, services_cluster, services_lab},
 };
@@ -245,5 +245,41 @@ fn endpoints_of_the_clients_node_and_pods_are_as_ever() {
                 assert_eq!(went.destination, endpoint.at(f));
             }
         }
+    }
+}
+
+/// Both nodes choose by the same table: of several endpoints of the other node, it takes the one for
+/// which this node sent the flow there.
+#[test]
+fn with_a_table_both_nodes_choose_alike() {
+    let endpoints = [DB.place, DB2.place, REMOTE];
+    let table = || Balanced::with(&endpoints).annotated("load-balancing", "maglev");
+    for f in families() {
+        let flows = (50000..50060).map(|port| {
+            let payload = Payload::tcp(port, 80, SYN);
+            Address::LoadBalancer.asked_outside(f, OUTSIDE, payload)
+        });
+        // What any node of the cluster chooses: without direct return it is seen.
+        let (mut lab, _) = services_lab(&[table().manifest()]);
+        let chosen = flows.map(|sent| {
+            let endpoint = lab.arrive(&sent).packet().destination;
+            (sent, endpoint)
+        });
+        let chosen: Vec<_> = chosen.collect();
+        drop(lab);
+        let mut cluster = services_cluster(&[direct(table()).manifest()]);
+        let wire = Wire::new(&mut cluster, &PODS).unwrap();
+        let mut counts = [0; 2];
+        for (sent, endpoint) in chosen {
+            for (pod, count) in [DB, DB2].iter().zip(&mut counts) {
+                if pod.at(f) == endpoint {
+                    wire.arrive_by_overlay(&forwarded(&sent)).unwrap();
+                    let came = wire.at_pod(pod).unwrap();
+                    assert_eq!(came.destination, endpoint);
+                    *count += 1;
+                }
+            }
+        }
+        assert!(counts.iter().all(|count| *count > 5), "{counts:?}");
     }
 }

@@ -3,11 +3,14 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use weft_abi::drop::DropReason;
+use weft_abi::{
+    drop::DropReason,
+    flow::{FLOW_BACK, FLOW_FRONT},
+};
 use weft_tests::packet::{
     Cluster, Family, Lab, Somewhere as _,
     bytes::{ACK, Payload, SYN},
-    scene::{DB, DB2, OUTSIDE, REMOTE, VIP, WEB, families},
+    scene::{DB, DB2, NODE, OUTSIDE, REMOTE, VIP, WEB, families},
     services::{Address, Balanced, requests, services_lab},
 };
 
@@ -226,5 +229,62 @@ fn another_target_port_moves_datagrams_and_no_connections() {
         change(&mut lab, &mut cluster, &moved);
         assert_eq!(ports(&mut lab, ACK), [8080, 5354]);
         assert_eq!(ports(&mut lab, SYN), [8081, 5354]);
+    }
+}
+
+#[test]
+fn flows_survive_another_traffic_policy() {
+    for f in families() {
+        let both = Balanced::with(&[DB.place, REMOTE]);
+        let (mut lab, mut cluster) = services_lab(&[both.manifest()]);
+        let mut flows = Vec::new();
+        for port in 50000..50000 + MANY {
+            for request in requests(port) {
+                let endpoint = comes(&mut lab, f, request.clone());
+                flows.push((request, endpoint));
+            }
+        }
+        let local = both.spec("externalTrafficPolicy: Local");
+        change(&mut lab, &mut cluster, &local);
+        for (request, endpoint) in flows {
+            let next = match request {
+                Payload::Tcp { source, .. } => Payload::tcp(source, 80, ACK),
+                datagram => datagram,
+            };
+            assert_eq!(comes(&mut lab, f, next), endpoint);
+        }
+        for request in requests(51000) {
+            assert_eq!(comes(&mut lab, f, request), DB.at(f));
+        }
+    }
+}
+
+/// The flow table forgot one view of a connection from outside, or both.
+#[test]
+fn a_connection_from_outside_finds_its_endpoint_again() {
+    for f in families() {
+        for flag in [FLOW_FRONT, FLOW_BACK] {
+            let (mut lab, _) = services_lab(&[Balanced::with(&[DB.place, DB2.place]).manifest()]);
+            let mut flows = Vec::new();
+            for port in 50000..50000 + MANY {
+                comes(&mut lab, f, Payload::tcp(port, 80, SYN));
+                flows.push((port, comes(&mut lab, f, Payload::tcp(port, 80, ACK))));
+            }
+            lab.idle(20).unwrap();
+            for entry in lab.flows().unwrap() {
+                if entry.flow.flags & flag != 0 {
+                    lab.evict_flow(&entry).unwrap();
+                }
+            }
+            for (port, endpoint) in flows {
+                assert_eq!(comes(&mut lab, f, Payload::tcp(port, 80, ACK)), endpoint);
+                let pod = [DB, DB2].into_iter().find(|pod| pod.at(f) == endpoint);
+                let pod = pod.unwrap();
+                let back = f.from(&pod, OUTSIDE, Payload::tcp(8080, port, ACK));
+                let left = leaves(&mut lab, &pod, &back);
+                assert_eq!(left.source, NODE.at(f));
+                assert_eq!(left.payload, Payload::tcp(30080, port, ACK));
+            }
+        }
     }
 }

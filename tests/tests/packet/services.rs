@@ -4,7 +4,8 @@ use weft_abi::drop::DropReason;
 use weft_tests::packet::{
     Family, Somewhere as _,
     bytes::{ACK, Payload, SYN},
-    scene::{DB, OTHER_VIP, REMOTE, VIP, WEB, families, lab, policy, service},
+    scene::{DB, OTHER_VIP, OUTSIDE, REMOTE, VIP, WEB, families, lab, policy, service},
+    services::{Balanced, services_lab},
 };
 
 use crate::support::{rejected, served};
@@ -196,5 +197,40 @@ fn a_udp_flow_leaves_a_dead_backend_and_a_tcp_connection_stays() {
         // A new connection from the same port is a new choice.
         let syn = f.from(&WEB, VIP, Payload::tcp(40000, 80, SYN));
         assert_eq!(lab.send(&WEB, &syn).packet().destination, REMOTE.at(f));
+    }
+}
+
+#[test]
+fn an_sctp_checksum_is_mended_or_stays_zero() {
+    for f in families() {
+        let (mut lab, _) = services_lab(&[Balanced::with(&[DB.place]).manifest()]);
+        for (port, length) in (40000..).zip([0, 1, 3, 4, 100, 1_400, 1_452, 3_001]) {
+            for checksum in [true, false] {
+                let payload = |source, destination| Payload::Sctp {
+                    source,
+                    destination,
+                    checksum,
+                    data: (0..length).map(|index: u32| (index % 251) as u8).collect(),
+                };
+                let sent = f.from(&WEB, VIP, payload(port, 9999));
+                // Whoever reads the packet proves the checksum.
+                let came = served(&mut lab, &WEB, &sent);
+                assert_eq!(came.payload, payload(port, 9000));
+                let back = f.from(&DB, WEB, payload(9000, port));
+                let came = lab.send(&DB, &back).packet();
+                assert_eq!(came.source, VIP.at(f));
+                assert_eq!(came.payload, payload(9999, port));
+                if length > 1_400 {
+                    // Too big for the uplink.
+                    continue;
+                }
+                // The source port as well.
+                let sent = f.from(&WEB, OUTSIDE, payload(port, 7));
+                let left = lab.send(&WEB, &sent).packet();
+                let masked = left.payload.source_port();
+                assert_ne!(masked, port);
+                assert_eq!(left.payload, payload(masked, 7));
+            }
+        }
     }
 }
