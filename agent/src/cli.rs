@@ -171,7 +171,7 @@ pub struct RunArgs {
     /// How programs are attached to interfaces.
     #[arg(long, env = "WEFT_ATTACH", value_enum, default_value_t = AttachMode::Auto)]
     pub attach: AttachMode,
-    /// Capacity of a map, `name=entries`; takes effect when the map is created.
+    /// Capacity of a map, `name=entries`; what the map holds stays.
     #[arg(
         long = "map-capacity",
         env = "WEFT_MAP_CAPACITY",

@@ -13,6 +13,7 @@ use weft_abi::config::{CONFIG_MASQUERADE_V4, CONFIG_MASQUERADE_V6};
 use weft_abi::{ABI_VERSION, maps};
 use weft_core::model::{LoadBalancing, LoadBalancingReturn, NodePortAddresses, Routing, Settings};
 
+use crate::bpf::resize::is_resizable;
 use crate::cli::{
     AttachMode, BandwidthMode, LoadBalancingMode, MasqueradeFamily, ReturnMode, RoutingMode,
     RunArgs,
@@ -143,7 +144,7 @@ pub enum ConfigError {
     MasqueradePorts(String),
     /// A capacity is not `name=entries` with a known map and a number above 0.
     #[error("--map-capacity {0:?}: give <map>=<entries>, with a map of \
-        {known}", known = maps::PINNED.join(", "))]
+        {known}", known = resizable())]
     Capacity(String),
 }
 
@@ -335,12 +336,18 @@ fn is_object_name(name: &str) -> bool {
     (1..=253).contains(&name.len()) && name.bytes().all(ok)
 }
 
+fn resizable() -> String {
+    let names = maps::PINNED.iter().copied();
+    let names: Vec<_> = names.filter(|name| is_resizable(name)).collect();
+    names.join(", ")
+}
+
 fn parse_capacity(text: &str) -> Option<(&'static str, u32)> {
     let (name, entries) = text.split_once('=')?;
     let name = maps::PINNED
         .iter()
         .copied()
-        .find(|known| *known == name.trim())?;
+        .find(|known| *known == name.trim() && is_resizable(known))?;
     let entries = entries.trim().parse().ok().filter(|entries| *entries > 0)?;
     Some((name, entries))
 }
@@ -460,7 +467,9 @@ mod tests {
                 ..
             })
         ));
-        for bad in ["flows4", "flows4=0", "flows4=x", "other=5", "=5"] {
+        for bad in [
+            "flows4", "flows4=0", "flows4=x", "other=5", "=5", "config=5",
+        ] {
             assert_eq!(
                 config(&["--map-capacity", bad]).unwrap_err(),
                 ConfigError::Capacity(bad.to_owned())

@@ -19,6 +19,7 @@ use nix::sched::{CloneFlags, unshare};
 use weft_abi::addr::{Addr4, Addr6};
 use weft_abi::config::Config;
 use weft_abi::endpoint::Endpoint;
+use weft_abi::flow::{Flow, FlowKey};
 use weft_abi::ipcache::IpcacheEntry;
 use weft_abi::maps;
 use weft_abi::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, Slot, SlotKey};
@@ -306,6 +307,80 @@ fn pinned<K: Pod, V: Pod>(options: &Options, name: &str) -> HashMap<MapData, K, 
     HashMap::try_from(lru).expect("a hash map")
 }
 
+/// What the status says of a map: entries, capacity.
+fn fill(loaded: &mut Loaded, map: &str) -> (usize, u32) {
+    let tables = Tables::new(loaded).expect("maps");
+    let mirror = tables.read().expect("reads");
+    let fill = tables.fill(&mirror);
+    let found = fill.iter().find(|fill| fill.map == map).expect("told");
+    (found.entries, found.capacity)
+}
+
+#[test]
+fn a_map_with_another_capacity_keeps_its_entries() {
+    on_a_node(|bpffs| {
+        let mut options = bpffs.options();
+        let mut desired = Contents::default();
+        desired
+            .policy
+            .v4
+            .endpoints
+            .extend([endpoint(1), endpoint(2)]);
+        let prefix = LpmKey::address(Addr4::new([10, 1, 0, 0]), 16);
+        let entry = IpcacheEntry {
+            identity: 7,
+            ..IpcacheEntry::default()
+        };
+        desired.policy.v4.ipcache.insert(prefix, entry);
+        let mut tables = Tables::new(&mut bpffs.load()).expect("maps");
+        write(&mut tables, &mut Contents::default(), &desired).expect("writes");
+        drop(tables);
+        type Flows = HashMap<MapData, FlowKey<Addr4>, Flow<Addr4>>;
+        let mut earlier: Flows = pinned(&options, "flows4");
+        let flow = |port| FlowKey {
+            low_port: port,
+            ..FlowKey::<Addr4>::default()
+        };
+        earlier.insert(flow(1), Flow::default(), 0).expect("writes");
+
+        for (name, entries) in [("endpoints4", 5), ("flows4", 128), ("ipcache4", 9)] {
+            options.capacities.insert(name, entries);
+        }
+        let mut loaded = load::load(&options).expect("loads");
+        let later: Flows = pinned(&options, "flows4");
+        let has = |port| later.get(&flow(port), 0).is_ok();
+        assert!(has(1));
+        // The programs of the earlier agent go on for a while.
+        earlier.insert(flow(2), Flow::default(), 0).expect("writes");
+        assert!(!has(2), "that is another map");
+        loaded.catch_up();
+        assert!(has(1) && has(2));
+        assert_eq!(fill(&mut loaded, "endpoints4"), (2, 5));
+        let mut loaded = load::load(&options).expect("loads");
+        assert_eq!(fill(&mut loaded, "ipcache4"), (1, 9));
+        assert!(has(2), "nothing is replaced without need");
+        let tables = Tables::new(&mut load::load(&options).expect("loads")).expect("maps");
+        assert_eq!(tables.read().expect("reads"), desired);
+        drop(tables);
+
+        // Too small for what is there.
+        options.capacities.insert("endpoints4", 1);
+        let mut loaded = load::load(&options).expect("loads");
+        assert_eq!(fill(&mut loaded, "endpoints4"), (2, 5));
+
+        // An agent that ended in between: what it made is not complete.
+        options.capacities.insert("endpoints4", 5);
+        let pin = options.map_dir.join("endpoints4");
+        fs::rename(&pin, options.map_dir.join("endpoints4-old")).expect("renames");
+        fs::rename(options.map_dir.join("endpoints6"), &pin).expect("renames");
+        let mut loaded = load::load(&options).expect("loads");
+        assert_eq!(fill(&mut loaded, "endpoints4"), (2, 5));
+        let names = fs::read_dir(&options.map_dir).expect("lists");
+        let names = names.map(|entry| entry.expect("an entry").file_name());
+        assert!(!{ names }.any(|name| name.to_string_lossy().contains("-old")));
+    });
+}
+
 #[test]
 fn clients_of_a_service_are_forgotten_and_those_of_others_are_not() {
     on_a_node(|bpffs| {
@@ -324,8 +399,10 @@ fn clients_of_a_service_are_forgotten_and_those_of_others_are_not() {
             let key = client(service, last);
             clients.insert(key, remembered, 0).expect("writes");
         }
-        assert_eq!(tables.forget_clients(&[].into()).expect("nothing"), 0);
-        assert_eq!(tables.forget_clients(&[2, 4].into()).expect("done"), 2);
+        let all = [1, 2, 3].into();
+        assert_eq!(tables.forget_clients_except(&all).expect("none"), 0);
+        let rest = [1, 3, 4].into();
+        assert_eq!(tables.forget_clients_except(&rest).expect("done"), 2);
         let left: BTreeSet<_> = clients.keys().map(|key| key.expect("reads")).collect();
         assert_eq!(left, [client(1, 1), client(3, 1)].into());
     });

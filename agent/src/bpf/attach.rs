@@ -111,6 +111,11 @@ impl Attacher {
         &self.loaded
     }
 
+    /// Finishes with maps that got another capacity, when every program of an earlier agent is gone.
+    pub fn catch_up(&mut self) {
+        self.loaded.catch_up();
+    }
+
     /// How programs are attached, for status.
     pub fn mode(&self) -> &'static str {
         if self.tcx { "tcx" } else { "clsact" }

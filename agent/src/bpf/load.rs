@@ -15,6 +15,7 @@ use tracing::{debug, info};
 use weft_abi::maps::{self, programs, sockets};
 
 use super::elf::DATAPATH;
+use super::resize::{self, Replaced};
 use crate::errors::chain;
 
 /// The ELF's own global that says which debug traces are compiled in: the verifier removes the code
@@ -33,7 +34,7 @@ const HELPERS: [(&str, KernelVersion); 2] = [
 pub struct Options {
     /// Directory of the pinned maps, on a BPF file system.
     pub map_dir: PathBuf,
-    /// Capacities that differ from the ELF's, by map name; for maps that are created now.
+    /// Capacities that differ from the ELF's, by map name.
     pub capacities: BTreeMap<&'static str, u32>,
     /// Whether packets are traced.
     pub trace: bool,
@@ -91,6 +92,7 @@ pub enum LoadError {
 #[derive(Debug)]
 pub struct Loaded {
     pub(super) ebpf: Ebpf,
+    replaced: Replaced,
 }
 
 /// What a loaded program or map is, for status.
@@ -117,9 +119,24 @@ pub fn helpers() -> [(&'static str, u8); HELPERS.len()] {
 ///
 /// Without effect on a running datapath, whatever fails.
 pub fn load(options: &Options) -> Result<Loaded, LoadError> {
-    prepare_directory(&options.map_dir)?;
-    check_layouts(&options.map_dir)?;
+    let dir = &options.map_dir;
+    prepare_directory(dir)?;
+    let failed = |error| LoadError::Directory {
+        path: dir.clone(),
+        error,
+    };
+    resize::recover(dir).map_err(failed)?;
+    let mut capacities = check_layouts(dir)?;
+    capacities.extend(&options.capacities);
+    let aside = resize::set_aside(dir, &capacities).map_err(failed)?;
+    let ebpf = load_over(options).inspect_err(|_| resize::put_back(&aside))?;
+    // What fails here is put back by the next start.
+    let replaced = resize::carry_over(&aside).map_err(|error| LoadError::Ebpf(chain(&error)))?;
+    Ok(Loaded { ebpf, replaced })
+}
 
+/// Opens or creates the pins and loads every program.
+fn load_over(options: &Options) -> Result<Ebpf, LoadError> {
     let trace_level = if options.trace { u8::MAX } else { 0 };
     let mut loader = EbpfLoader::new();
     loader.override_global(TRACE_LEVEL, &trace_level, false);
@@ -168,14 +185,22 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     }
     info!(pins = %options.map_dir.display(), programs = programs::ALL.len(), socket_programs,
         "datapath loaded");
-    Ok(Loaded { ebpf })
+    Ok(ebpf)
 }
 
 impl Loaded {
     /// A datapath that was loaded otherwise: tests and benchmarks load the same ELF without pins.
     #[must_use]
-    pub const fn new(ebpf: Ebpf) -> Self {
-        Self { ebpf }
+    pub fn new(ebpf: Ebpf) -> Self {
+        Self {
+            ebpf,
+            replaced: Replaced::default(),
+        }
+    }
+
+    /// Finishes with maps that got another capacity, when every program of an earlier agent is gone.
+    pub fn catch_up(&mut self) {
+        self.replaced.catch_up();
     }
 
     /// The loaded object, for what only tests and benchmarks do with it.
@@ -246,8 +271,9 @@ fn prepare_directory(dir: &Path) -> Result<(), LoadError> {
     })
 }
 
-/// Compares each pin with the ELF: opening a pin takes whatever is there.
-fn check_layouts(dir: &Path) -> Result<(), LoadError> {
+/// Compares each pin with the ELF: opening a pin takes whatever is there. The ELF's capacities.
+fn check_layouts(dir: &Path) -> Result<BTreeMap<&'static str, u32>, LoadError> {
+    let mut capacities = BTreeMap::new();
     let object =
         aya_obj::Object::parse(DATAPATH).map_err(|error| LoadError::Ebpf(chain(&error)))?;
     for name in maps::PINNED {
@@ -255,6 +281,7 @@ fn check_layouts(dir: &Path) -> Result<(), LoadError> {
         let Some(wanted) = object.maps.get(*name).filter(|_| path.exists()) else {
             continue;
         };
+        capacities.insert(*name, wanted.max_entries());
         let info = MapInfo::from_pin(&path).map_err(|error| LoadError::Ebpf(chain(&error)))?;
         let wanted = (wanted.map_type(), wanted.key_size(), wanted.value_size());
         let map_type = info.map_type().map(|t| t as u32).unwrap_or_default();
@@ -269,7 +296,7 @@ fn check_layouts(dir: &Path) -> Result<(), LoadError> {
             });
         }
     }
-    Ok(())
+    Ok(capacities)
 }
 
 /// Capacity of a map.

@@ -20,6 +20,7 @@ pub mod cgroup;
 mod elf;
 pub mod events;
 pub mod load;
+pub mod resize;
 pub mod tables;
 
 pub use elf::DATAPATH;

@@ -13,7 +13,7 @@
 //!   compiler need not know.
 
 mod error;
-mod handle;
+pub(super) mod handle;
 mod memory;
 mod room;
 
@@ -250,6 +250,15 @@ impl Tables {
                     let epoch = next_epoch(config.epoch);
                     self.set_config(Config { epoch, ..*config })?;
                     config.epoch = epoch;
+                }
+                Step::BumpBackends => {
+                    let backends_epoch = config.backends_epoch.wrapping_add(1);
+                    let next = Config {
+                        backends_epoch,
+                        ..*config
+                    };
+                    self.set_config(next)?;
+                    *config = next;
                 }
             }
         }

@@ -14,6 +14,7 @@ use weft_core::contents::Contents;
 use weft_core::diff::{Changes, Step};
 use weft_core::services::ServiceCompiler;
 
+use super::clients::Clients;
 use super::deserted::Deserted;
 use crate::bpf::tables::{TableError, Tables, next_epoch};
 
@@ -37,6 +38,7 @@ pub struct Maps {
     /// Whether flows may have been decided by maps that changed since, without a new epoch: an
     /// agent that ended between the last write and the epoch leaves no difference to be found.
     stale: bool,
+    clients: Clients,
     deserted: Deserted,
 }
 
@@ -61,6 +63,7 @@ impl Maps {
             uplinks,
             ways: 0,
             stale: true,
+            clients: Clients::default(),
             deserted: Deserted::default(),
         })
     }
@@ -71,7 +74,9 @@ impl Maps {
             .tables
             .apply(changes, &mut self.mirror, &mut self.config);
         if complete {
-            // Also where another concern failed: the mirror tells which backends are gone.
+            // Also where another concern failed: the mirror tells what is gone.
+            self.clients
+                .forget(changes, &mut self.tables, &self.mirror.services);
             self.deserted
                 .end(changes, &self.tables, &self.mirror.services);
         }

@@ -10,6 +10,7 @@
 //!   network        the node's addresses, routes, overlay device
 //!   configuration  what the datapath must know of the node
 //!   compilation    from the cluster to the maps; policy: endpoints that were not compiled yet
+//!   clients        clients whose service has no session affinity any more
 //!   deserted       processes of the node whose backend is gone
 //!   programs       where they are attached
 //!   failures       when to try again
@@ -26,6 +27,7 @@
 //!   being ready. Whatever failed is tried again.
 
 mod applied;
+mod clients;
 mod compilation;
 mod configuration;
 mod deserted;
@@ -166,6 +168,9 @@ impl Reconciler {
             let uplinks = block_in_place(|| self.programs.set_uplinks());
             let sockets = block_in_place(|| self.programs.attach_sockets());
             let overlay = self.network.leave_overlay().await;
+            if uplinks.is_ok() && sockets.is_ok() {
+                block_in_place(|| self.shared.attacher().catch_up());
+            }
             network = network.and(uplinks).and(sockets).and(overlay);
         }
         let ready = policy::ready(&self.shared.maps().mirror.policy, &records);

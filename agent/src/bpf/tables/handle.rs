@@ -151,12 +151,7 @@ impl<M: KernelMap> Table<M> {
         let Some(map) = &self.map else {
             return Ok(Vec::new());
         };
-        let entries = match batch::read::<M::Raw, M::Value>(map.data()) {
-            Some(entries) => entries,
-            None => map
-                .entries()
-                .map_err(|error| kernel(self.name, "read", &error))?,
-        };
+        let entries = entries(map).map_err(|error| kernel(self.name, "read", &error))?;
         let keyed = |(raw, value)| (M::key(&raw), value);
         Ok(entries.into_iter().map(keyed).collect())
     }
@@ -239,6 +234,26 @@ impl<M: KernelMap> Table<M> {
         }
         Ok(())
     }
+}
+
+/// Every entry, as the kernel has it.
+pub fn entries<M: KernelMap>(map: &M) -> Result<Entries<M::Raw, M::Value>, MapError> {
+    match batch::read(map.data()) {
+        Some(entries) => Ok(entries),
+        None => map.entries(),
+    }
+}
+
+/// Puts entries of one map into another.
+pub fn copy<M: KernelMap>(entries: &[(M::Raw, M::Value)], to: &mut M) -> Result<(), MapError> {
+    for some in entries.chunks(batch::ENTRIES) {
+        let (keys, values): (Vec<_>, Vec<_>) = some.iter().copied().unzip();
+        let done = batch::update(to.data(), &keys, &values);
+        for (key, value) in &some[done..] {
+            to.insert(key, value)?;
+        }
+    }
+    Ok(())
 }
 
 /// A deletion that finds nothing has done its work.

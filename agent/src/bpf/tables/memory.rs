@@ -51,17 +51,13 @@ impl Memory {
 }
 
 impl Tables {
-    /// Forgets which backends the clients of these services had, and returns how many clients there
-    /// were. To be called when no frontend of the services asks for session affinity any more: later
-    /// ones would find what was remembered before.
+    /// Forgets which backends the clients of services other than these had, and returns how many
+    /// clients there were. To be called when no frontend of the others asks for session affinity.
     ///
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn forget_clients(&mut self, services: &BTreeSet<u32>) -> Result<usize, TableError> {
-        if services.is_empty() {
-            return Ok(0);
-        }
+    pub fn forget_clients_except(&mut self, services: &BTreeSet<u32>) -> Result<usize, TableError> {
         let memory = &mut self.memory;
         Ok(forget(&mut memory.affinity4, services)? + forget(&mut memory.affinity6, services)?)
     }
@@ -89,7 +85,9 @@ where
     AffinityKey<A>: Pod,
 {
     let keys = clients.entries()?.into_iter().map(|(key, _)| key);
-    let keys: Vec<_> = keys.filter(|key| services.contains(&key.service)).collect();
+    let keys: Vec<_> = keys
+        .filter(|key| !services.contains(&key.service))
+        .collect();
     clients.delete(&keys, |_| {})?;
     Ok(keys.len())
 }

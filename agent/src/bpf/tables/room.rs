@@ -36,7 +36,7 @@ pub fn overflows(
     let batches = || {
         changes.steps.iter().filter_map(|step| match step {
             Step::Write(batch) => Some(batch),
-            Step::BumpEpoch => None,
+            Step::BumpEpoch | Step::BumpBackends => None,
         })
     };
     let mut found = Found::default();
