@@ -102,7 +102,8 @@ pub trait Family: Steps {
     fn write_addresses(skb: &Skb, tuple: &Tuple<Self::Addr>) -> Result<(), Drop>;
     /// Decrements the time to live; the caller has seen that it is above 1.
     fn decrement_ttl(skb: &Skb) -> Result<(), Drop>;
-    /// The number of a flow that every node computes the same.
+    /// The number of a flow that every node computes the same. It is of the client and the ports alone:
+    /// a NodePort has another address at every node, and a service may have several.
     fn hash(tuple: &Tuple<Self::Addr>, protocol: u8) -> u32;
     /// The sum of an address's words, for a checksum from scratch.
     fn sum(address: Self::Addr) -> Difference;

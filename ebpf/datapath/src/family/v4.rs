@@ -263,7 +263,6 @@ impl Family for V4 {
     fn hash(tuple: &Tuple<Addr4>, protocol: u8) -> u32 {
         Hash::of(protocol, tuple.source_port, tuple.destination_port)
             .word(tuple.source.to_bits())
-            .word(tuple.destination.to_bits())
             .finish()
     }
 

@@ -373,17 +373,12 @@ impl Family for V6 {
         let mut hash = Hash::of(protocol, tuple.source_port, tuple.destination_port);
         let mut index = 0;
         while index < 16 {
-            let word = |octets: &[u8; 16]| {
-                u32::from_be_bytes([
-                    octets[index],
-                    octets[index + 1],
-                    octets[index + 2],
-                    octets[index + 3],
-                ])
-            };
-            hash = hash
-                .word(word(&tuple.source.octets))
-                .word(word(&tuple.destination.octets));
+            hash = hash.word(u32::from_be_bytes([
+                tuple.source.octets[index],
+                tuple.source.octets[index + 1],
+                tuple.source.octets[index + 2],
+                tuple.source.octets[index + 3],
+            ]));
             index += 4;
         }
         hash.finish()
