@@ -9,7 +9,8 @@
 //!    backend that exists, and nobody is let in or kept out by ranges that are not complete.
 //! 2. Frontends are deleted, then source ranges, blocks, slots, and backends at last: nothing leads
 //!    to a thing that is deleted.
-//! 3. The epoch is bumped.
+//! 3. The epoch is bumped if something is a service now that was none, or none any more; and that of
+//!    the backends if one is gone. What else changes matters to new flows only.
 //!
 //! Of policies ([`diff_policy`]):
 //! 1. Policy entries are put. Sets and identities are numbered by their content, so these are new
@@ -124,6 +125,8 @@ pub enum Step {
     Write(Batch),
     /// Write a new epoch to the configuration: cached decisions end here.
     BumpEpoch,
+    /// Write a new epoch of the backends: flows move off those that are gone.
+    BumpBackends,
 }
 
 /// Ordered changes. They must be applied in order; the first failed write of a [`Concern`] must end
@@ -148,7 +151,7 @@ impl Changes {
             .iter()
             .map(|step| match step {
                 Step::Write(batch) => batch.len(),
-                Step::BumpEpoch => 0,
+                Step::BumpEpoch | Step::BumpBackends => 0,
             })
             .sum()
     }
@@ -305,6 +308,8 @@ pub fn diff_services(current: &ServiceContents, desired: &ServiceContents) -> Ch
     let mut changes = Changes::default();
     let v4 = ServicesDiff::new(&current.v4, &desired.v4);
     let v6 = ServicesDiff::new(&current.v6, &desired.v6);
+    let other_services = v4.changes_services(&current.v4) || v6.changes_services(&current.v6);
+    let other_backends = v4.ends_backends(&current.v4) || v6.ends_backends(&current.v6);
     let slots = MapDiff::new(&current.slots, &desired.slots);
     let maglev = MapDiff::new(&current.maglev, &desired.maglev);
 
@@ -329,8 +334,11 @@ pub fn diff_services(current: &ServiceContents, desired: &ServiceContents) -> Ch
     changes.write(Batch::Slots(slots.deletes));
     changes.write(Batch::V4(FamilyBatch::Backends(v4.backends.deletes)));
     changes.write(Batch::V6(FamilyBatch::Backends(v6.backends.deletes)));
-    if !changes.is_empty() {
+    if other_services {
         changes.steps.push(Step::BumpEpoch);
+    }
+    if other_backends {
+        changes.steps.push(Step::BumpBackends);
     }
     changes
 }
@@ -427,5 +435,26 @@ impl<A: Address> ServicesDiff<A> {
             backends: MapDiff::new(&current.backends, &desired.backends),
             source_ranges: MapDiff::new(&current.source_ranges, &desired.source_ranges),
         }
+    }
+
+    /// Whether an address becomes a service's, or another one's, or none any more.
+    fn changes_services(&self, current: &ServiceTables<A>) -> bool {
+        let is_other = |(key, frontend): &(FrontendKey<A>, Frontend)| {
+            let before = current.frontends.get(key);
+            before.is_none_or(|before| before.service != frontend.service)
+        };
+        !self.frontends.deletes.is_empty()
+            || matches!(&self.frontends.puts, Writes::Put(puts) if puts.iter().any(is_other))
+    }
+
+    /// Whether a backend goes, or its number is another one's.
+    fn ends_backends(&self, current: &ServiceTables<A>) -> bool {
+        let is_other = |(number, backend): &(u32, Backend<A>)| {
+            let place = |backend: &Backend<A>| (backend.address, backend.service, backend.port);
+            let before = current.backends.get(number);
+            before.is_some_and(|before| place(before) != place(backend))
+        };
+        !self.backends.deletes.is_empty()
+            || matches!(&self.backends.puts, Writes::Put(puts) if puts.iter().any(is_other))
     }
 }

@@ -55,6 +55,8 @@ impl Constants {
         let own = network.facts.addresses();
         let wanted = DatapathConfig {
             epoch: maps.config.epoch,
+            backends_epoch: maps.config.backends_epoch,
+            reserved: 0,
             overlay_ifindex: network.overlay,
             node_address: underlay(network.facts.address),
             vni: overlay::VNI,

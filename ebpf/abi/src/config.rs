@@ -48,6 +48,12 @@ pub struct Config {
     pub netns_cookie: u64,
     /// The same as `node_v4`, for IPv6.
     pub node_v6: Addr6,
+    /// The number of the current backends of services, of which flows hold the lower half. The agent
+    /// writes a new one after a backend is gone: then flows to services are decided again, but for
+    /// connections under way, which keep theirs for as long as they live. Everything else goes on.
+    pub backends_epoch: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// Value of `uplinks`; the key is the interface's index. What leaves the node for a neighbour leaves

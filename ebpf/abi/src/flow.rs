@@ -175,6 +175,6 @@ pub struct Flow<A> {
     pub initiator: u8,
     /// `FLOW_` bits.
     pub flags: u8,
-    /// Zero.
-    pub reserved: [u8; 2],
+    /// The lower half of [`crate::config::Config::backends_epoch`] when this was decided.
+    pub backends_epoch: u16,
 }

@@ -77,7 +77,7 @@ pod!(
 pod_of_family! {
     AffinityKey { A, u32 }
     Backend { A, u32, u16, u16 }
-    Flow { [Side; 2], u32, u32, u32, u32, u32, u32, Tuple<A>, u8, u8, [u8; 2] }
+    Flow { [Side; 2], u32, u32, u32, u32, u32, u32, Tuple<A>, u8, u8, u16 }
     FlowKey { A, A, u16, u16, u8, [u8; 3] }
     FrontendKey { A, u16, u8, u8 }
     SocketKey { [u32; 2], A, u16, u8, u8 }

@@ -56,7 +56,9 @@ fn layout() -> String {
             masquerade_ports,
             node_v4,
             netns_cookie,
-            node_v6
+            node_v6,
+            backends_epoch,
+            reserved
         }
     );
     describe!(
@@ -133,7 +135,7 @@ fn layout() -> String {
             xlat,
             initiator,
             flags,
-            reserved,
+            backends_epoch,
         }
     );
     describe!(
@@ -150,7 +152,7 @@ fn layout() -> String {
             xlat,
             initiator,
             flags,
-            reserved,
+            backends_epoch,
         }
     );
     describe!(

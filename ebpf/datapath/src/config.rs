@@ -26,3 +26,10 @@ pub fn epoch(config: &Config) -> u32 {
     // SAFETY: a valid, aligned reference; volatile, because the agent writes it meanwhile.
     unsafe { core::ptr::read_volatile(&raw const config.epoch) }
 }
+
+/// The number of the current backends, as flows hold it; read like the epoch.
+#[inline(always)]
+pub fn backends_epoch(config: &Config) -> u16 {
+    // SAFETY: as in `epoch`.
+    (unsafe { core::ptr::read_volatile(&raw const config.backends_epoch) }) as u16
+}

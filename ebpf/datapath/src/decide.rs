@@ -134,6 +134,7 @@ fn trace<F: Family, const POINT: u8>(skb: &Skb, packet: &Packet<F::Addr>) {
 pub fn begin<F: Family>(skb: &Skb) -> Result<Action, Drop> {
     let (work, config) = (scratch::<F>()?, config::get()?);
     work.epoch = config::epoch(config);
+    work.backends_epoch = config::backends_epoch(config);
     work.now = clock::now();
     work.fate = Fate::Flow;
     work.known = false;

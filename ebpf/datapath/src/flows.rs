@@ -7,6 +7,7 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use weft_abi::{
+    config::Config,
     drop::DropReason,
     flow::{
         FLOW_BACK, FLOW_FRONT, Flow, FlowKey, HIGH, LOW, SEEN_ANY, SEEN_DATA, SEEN_FIN, SEEN_OPEN,
@@ -165,6 +166,14 @@ fn idle_limit(protocol: u8, low: u8, high: u8) -> u32 {
 pub fn closed<A>(flow: &Flow<A>) -> bool {
     let (low, high) = (flow.sides[LOW].seen, flow.sides[HIGH].seen);
     (low & high) & SEEN_FIN != 0 || (low | high) & SEEN_RST != 0
+}
+
+/// Whether nothing became of the flow's backend since it was decided, as far as that matters to its
+/// packet: connections that are under way keep theirs.
+#[inline(always)]
+pub fn keeps_backend<A>(flow: &Flow<A>, packet: &Packet<A>, config: &Config) -> bool {
+    // The common case costs one comparison.
+    flow.backends_epoch == config.backends_epoch as u16 || flow.service == 0 || packet.has(DATA)
 }
 
 /// The `SEEN_` bits that a packet leaves.

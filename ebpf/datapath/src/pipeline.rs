@@ -98,6 +98,7 @@ fn forward<F: Family, const POINT: u8>(skb: &Skb, config: &Config) -> Result<Act
     let delivery = if !packet.has(ERROR)
         && let Some(flow) = flows::live::<F>(packet, &key, from, now, config.ticks_per_second)
         && flow.epoch == config.epoch
+        && flows::keeps_backend(flow, packet, config)
         && arrived_right::<F::Addr, POINT>(skb, config, packet, flow, from)?
         && resets::admit(packet, flow, from).map(|()| true)?
         && flows::refresh::<F>(flow, packet, from, now)

@@ -105,6 +105,6 @@ fn convert<A: Copy, B>(flow: &Flow<A>, to: impl Fn(A) -> B) -> Flow<B> {
         },
         initiator: flow.initiator,
         flags: flow.flags,
-        reserved: flow.reserved,
+        backends_epoch: flow.backends_epoch,
     }
 }

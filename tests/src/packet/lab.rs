@@ -325,6 +325,10 @@ impl Lab {
             match step {
                 Step::Write(batch) => self.tables.write(batch, &mut self.contents)?,
                 Step::BumpEpoch => self.bump()?,
+                Step::BumpBackends => {
+                    self.config.backends_epoch += 1;
+                    self.tables.set_config(self.config)?;
+                }
             }
         }
         let compiled = Contents {

@@ -244,7 +244,7 @@ fn fill<A: Copy>(work: &mut Work<A>, from: usize) {
         } else {
             0
         });
-    flow.reserved = [0; 2];
+    flow.backends_epoch = work.backends_epoch;
 }
 
 /// Carries what an end has sent so far over into a new decision.

@@ -48,6 +48,8 @@ pub struct Work<A> {
     pub(super) allowed: Allowed,
     /// The epoch of the decision, read before anything that it rests on.
     pub(super) epoch: u32,
+    /// The same of the services' backends.
+    pub(super) backends_epoch: u16,
     /// Now, in kernel ticks.
     pub(super) now: u32,
     /// Whether the packet goes in the direction in which its flow was opened.
