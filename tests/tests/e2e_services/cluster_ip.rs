@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use serde_json::json;
-use weft_tests::playground::{Place, Playground};
+use weft_tests::playground::{Family, Place, Playground};
 
 use crate::scene::{
     BOTH, NAMESPACE, Scene, TCP, UDP, hairpin, host, pod, port, server, server_of, usual_ports,
@@ -255,5 +255,70 @@ fn services_come_and_go_beside_others() {
     expect("web", &["a", "b"]);
     scene.remove("twin");
     expect("web", &["a", "b"]);
+    scene.finish();
+}
+
+#[test]
+fn families_come_and_go() {
+    let scene = Scene::start(
+        Playground::builder().name("svcfam").nodes(2),
+        &[
+            server("a", "node1", "web"),
+            server("b", "node2", "web"),
+            server("c", "node1", "client"),
+        ],
+    );
+    let service = |families: &[Family]| {
+        let names: Vec<_> = families.iter().map(|family| family.name()).collect();
+        let policy = ["SingleStack", "RequireDualStack"][families.len() - 1];
+        json!({
+            "type": "NodePort", "selector": { "app": "web" }, "ports": usual_ports(),
+            "ipFamilyPolicy": policy, "ipFamilies": names,
+        })
+    };
+    // With the other family than the cluster's first, and with that one first.
+    scene.create("six", service(&[Family::V6]));
+    scene.create("sixfirst", service(&[Family::V6, Family::V4]));
+    let four = json!({ "ipFamilyPolicy": "SingleStack", "type": "NodePort",
+                       "selector": { "app": "web" }, "ports": usual_ports() });
+    scene.create("four", four);
+    let everyone = [pod("c"), host("node1"), host("node2"), Place::Outside];
+    let expect = |service: &str, families: &[Family]| {
+        for family in scene.families.iter().copied() {
+            for protocol in BOTH {
+                let number = scene.node_port(service, 80, &protocol.to_uppercase());
+                let at_node = scene.at_node("node2", family, number);
+                for from in everyone {
+                    if !families.contains(&family) {
+                        scene.refused(from, protocol, at_node);
+                        continue;
+                    }
+                    scene.served(from, protocol, at_node, &["a", "b"]);
+                    if from != Place::Outside {
+                        let cluster = scene.cluster(service, family, 80);
+                        scene.served(from, protocol, cluster, &["a", "b"]);
+                    }
+                }
+            }
+        }
+    };
+    expect("six", &[Family::V6]);
+    expect("sixfirst", &Family::BOTH);
+    expect("four", &[Family::V4]);
+    // A second family is added, and taken away.
+    scene.change("four", json!({ "ipFamilyPolicy": "PreferDualStack" }));
+    expect("four", &Family::BOTH);
+    let second = scene.cluster("four", Family::V6, 80);
+    scene.change(
+        "four",
+        json!({
+            "ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv4"],
+            "clusterIPs": [scene.cluster("four", Family::V4, 80).ip()],
+        }),
+    );
+    expect("four", &[Family::V4]);
+    for from in [pod("c"), host("node1")] {
+        scene.gone(from, "tcp", second);
+    }
     scene.finish();
 }

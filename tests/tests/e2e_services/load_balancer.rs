@@ -73,14 +73,24 @@ fn the_address_of_a_balancer_serves_everybody_through_all_changes() {
         let at_node = scene.at_node("node1", family, scene.node_port("web", 80, "TCP"));
         scene.served(Place::Outside, "tcp", at_node, &["a", "b"]);
     }
-    // Other ports.
-    let ports = json!([port("tcp", 81, "TCP", TCP), port("udp", 81, "UDP", UDP)]);
+    // Other ports, also of the nodes.
+    let mut ports = json!([port("tcp", 81, "TCP", TCP), port("udp", 81, "UDP", UDP)]);
+    let old = scene.node_port("web", 80, "TCP");
+    let new = 31_999;
+    ports[0]["nodePort"] = json!(new);
     scene.change("web", json!({ "ports": ports }));
     for family in scene.families.iter().copied() {
         let web = balancer(&scene, "web", family);
         serves_everybody(&scene, web, 81);
         for from in everyone {
             scene.gone(from, "tcp", SocketAddr::new(web, 80));
+            scene.served(
+                from,
+                "tcp",
+                scene.at_node("node1", family, new),
+                &["a", "b"],
+            );
+            scene.refused(from, "tcp", scene.at_node("node1", family, old));
         }
     }
     // Nobody there, and somebody again.
@@ -161,6 +171,14 @@ fn the_address_of_a_proxy_is_left_to_it() {
             }
         }
     };
+    // Nobody has reported yet, and perhaps nobody ever will.
+    for family in scene.families.iter().copied() {
+        for protocol in BOTH {
+            for from in [pod("c"), host("node1")] {
+                scene.served(from, protocol, scene.cluster("web", family, 80), &["a"]);
+            }
+        }
+    }
     report("VIP");
     expect("a");
     report("Proxy");

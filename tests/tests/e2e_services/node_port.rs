@@ -144,7 +144,7 @@ fn node_ports_come_and_go_without_a_socket() {
     // A protocol that is not listed is nobody's.
     refused("udp", 30081);
     refused("tcp", 30082);
-    // A server listens at 10.0.0.1:30080 as well as anybody else could.
+    // Nothing of the nodes' own is in anybody's way.
     for node in ["node1", "node2", "node3"] {
         let found = sockets(&scene, node);
         let taken = [30080, 30081, 30082].map(|number| found.contains(&number));

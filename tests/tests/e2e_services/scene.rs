@@ -325,15 +325,23 @@ impl Scene {
 
     /// Checks that something is soon so, and stays so.
     pub fn soon(&self, what: &str, so: impl Fn() -> Result<()>) {
-        let patience = if self.failures.borrow().is_empty() {
+        self.check(what, || {
+            wait("it is so", self.patience(), &so)?;
+            so().context("it did not stay so")
+        });
+    }
+
+    /// Checks that something is soon so.
+    pub fn comes(&self, what: &str, so: impl Fn() -> Result<()>) {
+        self.check(what, || wait("it is so", self.patience(), so));
+    }
+
+    fn patience(&self) -> Duration {
+        if self.failures.borrow().is_empty() {
             PATIENCE
         } else {
             IMPATIENCE
-        };
-        self.check(what, || {
-            wait("it is so", patience, &so)?;
-            so().context("it did not stay so")
-        });
+        }
     }
 
     /// Makes a check; what is wrong is remembered.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::ensure;
 use ipnet::IpNet;
 use serde_json::json;
-use weft_tests::playground::{Place, Playground, Went};
+use weft_tests::playground::{Family, Place, Playground, Went};
 
 use crate::scene::{BOTH, NAMESPACE, Scene, host, pod, server, usual_ports};
 
@@ -62,54 +62,63 @@ fn only_those_in_the_source_ranges_come_by_the_balancers_address() {
         }
         ranges
     };
+    let source = |client, family| match client {
+        Outside(index) => vec![
+            "--source".to_owned(),
+            outside.addresses(family)[index].to_string(),
+        ],
+        _ => Vec::new(),
+    };
+    let ask = |client, protocol: &str, to: SocketAddr, timeout: &str| {
+        let from = match client {
+            Outside(_) => Place::Outside,
+            Pod => pod("c"),
+            Node(name) => host(name),
+        };
+        let source = source(client, Family::of(to.ip()));
+        let mut more = vec!["--timeout", timeout];
+        more.extend(source.iter().map(String::as_str));
+        scene.playground.connect(from, protocol, to, &more)
+    };
+    // Over one protocol each: the next family, or client, is asked over the other one.
     let expect_of = |vip: IpAddr, allowed: &[Client]| {
-        let family = weft_tests::playground::Family::of(vip);
-        for client in EVERYONE {
-            let source = match client {
-                Outside(index) => Some(outside.addresses(family)[index].to_string()),
-                _ => None,
-            };
-            let from = match client {
-                Outside(_) => Place::Outside,
-                Pod => pod("c"),
-                Node(name) => host(name),
-            };
-            let mut more = vec!["--timeout", "1"];
-            if let Some(source) = &source {
-                more.extend(["--source", source]);
-            }
-            for protocol in BOTH {
-                scene.soon(
-                    &format!("{client:?} to {protocol} {vip}, with {allowed:?}"),
-                    || {
-                        let to = SocketAddr::new(vip, 80);
-                        let went = scene.playground.connect(from, protocol, to, &more)?;
-                        if allowed.contains(&client) {
-                            went.answer()?;
-                            return Ok(());
-                        }
-                        // Dropped, and not refused; a process hears of it at once.
-                        let silent = [Went::TimedOut, Went::Unreachable].contains(&went);
-                        ensure!(silent, "{went:?}");
-                        Ok(())
-                    },
-                );
-                // Node ports and cluster addresses are never concerned.
-                if matches!(client, Outside(_)) {
-                    let number = scene.node_port("web", 80, &protocol.to_uppercase());
-                    let to = scene.at_node("node1", family, number);
-                    scene.answers(from, protocol, to, &more, |_| true);
-                } else {
-                    let to = scene.cluster("web", family, 80);
-                    scene.answers(from, protocol, to, &more, |_| true);
+        let protocols = BOTH.iter().cycle().skip(usize::from(vip.is_ipv6()));
+        for (client, protocol) in EVERYONE.into_iter().zip(protocols) {
+            let what = format!("{client:?} to {protocol} {vip}, where {allowed:?} may");
+            scene.comes(&what, || {
+                let to = SocketAddr::new(vip, 80);
+                if allowed.contains(&client) {
+                    return ask(client, protocol, to, "2")?.answer().map(drop);
                 }
-            }
+                // Dropped, and not refused; a process hears of it at once.
+                let went = ask(client, protocol, to, "0.5")?;
+                let silent = [Went::TimedOut, Went::Unreachable].contains(&went);
+                ensure!(silent, "{went:?}");
+                Ok(())
+            });
         }
     };
     let expect = |ranges: &[String], allowed: &[Client]| {
         scene.change("web", json!({ "loadBalancerSourceRanges": ranges }));
         for vip in &balancers {
             expect_of(*vip, allowed);
+        }
+    };
+    // Node ports and cluster addresses are never concerned.
+    let expect_others = || {
+        for family in scene.families.iter().copied() {
+            for (client, protocol) in EVERYONE.into_iter().zip(BOTH.iter().cycle()) {
+                let number = scene.node_port("web", 80, &protocol.to_uppercase());
+                let mut others = vec![scene.at_node("node1", family, number)];
+                if !matches!(client, Outside(_)) {
+                    others.push(scene.cluster("web", family, 80));
+                }
+                for to in others {
+                    scene.check(&format!("{client:?} to {protocol} {to}"), || {
+                        ask(client, protocol, to, "2")?.answer().map(drop)
+                    });
+                }
+            }
         }
     };
     let texts =
@@ -120,6 +129,7 @@ fn only_those_in_the_source_ranges_come_by_the_balancers_address() {
     expect(&ranges(&inside), &inside);
     // Nobody has this address.
     expect(&texts(&["255.0.0.0/32", "2001:db8:ffff::/128"]), &[]);
+    expect_others();
     // Everybody, in halves.
     expect(
         &texts(&["0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1"]),
