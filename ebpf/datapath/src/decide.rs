@@ -49,7 +49,7 @@ use crate::{
     drops::Drop,
     family::Family,
     flows,
-    packet::{ERROR, OPENS, Packet, protocol},
+    packet::{DATA, ERROR, Packet},
     policy::{self, Question},
     resets, services,
     skb::{Action, Skb},
@@ -81,7 +81,7 @@ pub fn decide<F: Family, const POINT: u8>(
             let _ = F::serve(skb).unpack()?;
             if scratch::<F>()?.service != 0 {
                 let unknown = !scratch::<F>()?.known;
-                if unknown && packet.protocol == protocol::TCP && !packet.has(OPENS) {
+                if unknown && packet.has(DATA) {
                     find_backend::<F>(skb)?;
                 }
                 if unknown && scratch::<F>()?.known {

@@ -5,9 +5,10 @@ use weft_abi::{drop::DropReason, flow::Tuple};
 
 use crate::{drops::Drop, family::Family, fragments, skb::Skb};
 
-/// [`Packet::signals`]: this packet opens a connection (TCP SYN without ACK, ICMP echo request).
+/// [`Packet::signals`]: this packet opens a connection (TCP SYN without ACK, ICMP echo request, SCTP
+/// INIT).
 pub const OPENS: u8 = 1;
-/// [`Packet::signals`]: TCP, anything but the opening packet.
+/// [`Packet::signals`]: TCP or SCTP, anything but the opening packet.
 pub const DATA: u8 = 2;
 /// [`Packet::signals`]: TCP FIN.
 pub const FIN: u8 = 4;
@@ -62,6 +63,11 @@ const TCP_FIN: u8 = 0x01;
 const TCP_SYN: u8 = 0x02;
 const TCP_RST: u8 = 0x04;
 const TCP_ACK: u8 = 0x10;
+
+/// Length of SCTP's header. The type of the first chunk follows; INIT is alone in its packet.
+const SCTP_HEADER: usize = 12;
+/// The type of the chunk that opens an association.
+const SCTP_INIT: u8 = 1;
 
 /// The headers of one packet. Ports are host order; see [`weft_abi::flow::FlowKey`] for ICMP's.
 #[derive(Clone, Copy)]
@@ -169,6 +175,12 @@ impl<A> Packet<A> {
             let ports: [u8; UdpHdr::LEN] = self.header(skb)?;
             self.tuple.source_port = u16::from_be_bytes([ports[0], ports[1]]);
             self.tuple.destination_port = u16::from_be_bytes([ports[2], ports[3]]);
+            if self.protocol == protocol::SCTP {
+                self.signals = match skb.load::<[u8; 1]>(self.l4() + SCTP_HEADER) {
+                    Some([SCTP_INIT]) => OPENS,
+                    _ => DATA,
+                };
+            }
         } else if self.protocol == F::ICMP {
             let icmp: [u8; 8] = self.header(skb)?;
             self.icmp = [icmp[0], icmp[1]];

@@ -15,16 +15,16 @@ use crate::{
     drops::Drop,
     family::Family,
     flows,
-    packet::{OPENS, Packet, protocol},
+    packet::{DATA, Packet, protocol},
     services::{self, Choice},
     skb::{Action, Skb},
 };
 
 /// Step 3, as far as the packet's flow knows it: what it is translated to, and where it goes in the end.
 ///
-/// - A packet towards a service keeps the backend of its flow while that still serves; TCP keeps it
-///   for as long as the connection lives, as with kube-proxy, which never cuts established TCP.
-///   An opening packet that is sent again has no connection yet.
+/// - A packet towards a service keeps the backend of its flow while that still serves; TCP and SCTP
+///   keep it for as long as the connection lives, as with kube-proxy, which never cuts established
+///   ones. An opening packet that is sent again has no connection yet.
 /// - A reply of a translated flow is rewritten back.
 /// - A new flow may be one to a service: then a backend is chosen next ([`super::serve`]). So may a
 ///   known one that is none yet, because the service came later: a client that keeps trying would keep
@@ -49,7 +49,7 @@ pub fn translate<F: Family>(_: &Skb) -> Result<Action, Drop> {
             work.target = flow.xlat.destination;
             return Ok(Action::Pass);
         }
-        let begins = packet.protocol != protocol::TCP || packet.has(OPENS);
+        let begins = !packet.has(DATA);
         if flow.flags & FLOW_DIRECT_RETURN != 0 && flow.flags & FLOW_FRONT == 0 {
             if let Some(backend) = services::backend::<F>(flow.backend)
                 && backend.service == flow.service
