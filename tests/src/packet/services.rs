@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::scene::{NODE, lab_with, service_place};
 use super::{
     Cluster, FAMILIES, Family, Lab, LocalPod, Place, Setup, Somewhere as _,
-    bytes::{Packet, Payload, SYN},
+    bytes::{INIT, Packet, Payload, SYN},
     scene,
 };
 
@@ -138,7 +138,7 @@ pub fn requests(source_port: u16) -> [Payload; 3] {
     [
         Payload::tcp(source_port, 80, SYN),
         Payload::udp(source_port, 53),
-        Payload::sctp(source_port, 9999),
+        Payload::sctp(source_port, 9999, INIT),
     ]
 }
 

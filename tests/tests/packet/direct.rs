@@ -255,17 +255,16 @@ fn with_a_table_both_nodes_choose_alike() {
     let endpoints = [DB.place, DB2.place, REMOTE];
     let table = || Balanced::with(&endpoints).annotated("load-balancing", "maglev");
     for f in families() {
-        let flows = (50000..50060).map(|port| {
-            let payload = Payload::tcp(port, 80, SYN);
-            Address::LoadBalancer.asked_outside(f, OUTSIDE, payload)
-        });
         // What any node of the cluster chooses: without direct return it is seen.
         let (mut lab, _) = services_lab(&[table().manifest()]);
-        let chosen = flows.map(|sent| {
-            let endpoint = lab.arrive(&sent).packet().destination;
-            (sent, endpoint)
-        });
-        let chosen: Vec<_> = chosen.collect();
+        let mut chosen = Vec::new();
+        for payload in (50000..50060).map(|port| Payload::tcp(port, 80, SYN)) {
+            for address in [Address::LoadBalancer, Address::NodePort] {
+                let here = address.asked_outside(f, OUTSIDE, payload.clone());
+                let endpoint = lab.arrive(&here).packet().destination;
+                chosen.push((at_other_node(address, f, payload.clone()), endpoint));
+            }
+        }
         drop(lab);
         let mut cluster = services_cluster(&[direct(table()).manifest()]);
         let wire = Wire::new(&mut cluster, &PODS).unwrap();

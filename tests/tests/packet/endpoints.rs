@@ -9,7 +9,7 @@ use weft_abi::{
 };
 use weft_tests::packet::{
     Cluster, Family, Lab, Somewhere as _,
-    bytes::{ACK, Payload, SYN},
+    bytes::{ACK, COOKIE_ECHO, DATA, INIT, Payload, SYN},
     scene::{DB, DB2, NODE, OUTSIDE, REMOTE, VIP, WEB, families},
     services::{Address, Balanced, requests, services_lab},
 };
@@ -131,6 +131,50 @@ fn established_connections_survive_the_last_endpoint() {
         rejected(&mut lab, DropReason::NoBackend, &WEB, &again);
         let again = Address::NodePort.asked_outside(f, OUTSIDE, Payload::tcp(50000, 80, SYN));
         rejected_outside(&mut lab, DropReason::NoBackend, &again);
+    }
+}
+
+/// As kube-proxy does, which leaves associations alone as it does connections.
+#[test]
+fn an_association_keeps_its_endpoint() {
+    for f in families() {
+        let (mut lab, mut cluster) = services_lab(&[Balanced::with(&[DB.place]).manifest()]);
+        let both = |lab: &mut Lab, chunk| {
+            let inside = goes(lab, f, Payload::sctp(40000, 9999, chunk));
+            let outside = comes(lab, f, Payload::sctp(50000, 9999, chunk));
+            assert_eq!(inside, outside);
+            inside
+        };
+        for chunk in [INIT, INIT, COOKIE_ECHO, DATA] {
+            assert_eq!(both(&mut lab, chunk), DB.at(f));
+        }
+        for service in [
+            Balanced::with(&[DB2.place]).and_terminating(DB.place),
+            Balanced::with(&[DB2.place]),
+            Balanced::with(&[]),
+        ] {
+            change(&mut lab, &mut cluster, &service);
+            assert_eq!(both(&mut lab, DATA), DB.at(f));
+            assert_eq!(both(&mut lab, DATA), DB.at(f));
+        }
+        // Another association from the same port.
+        change(&mut lab, &mut cluster, &Balanced::with(&[REMOTE]));
+        for chunk in [INIT, COOKIE_ECHO, DATA] {
+            assert_eq!(both(&mut lab, chunk), REMOTE.at(f));
+        }
+    }
+}
+
+#[test]
+fn an_association_that_did_not_open_yet_gets_an_endpoint_that_is_there() {
+    for f in families() {
+        let (mut lab, mut cluster) = services_lab(&[Balanced::with(&[DB.place]).manifest()]);
+        for endpoint in [DB.place, DB2.place, REMOTE] {
+            change(&mut lab, &mut cluster, &Balanced::with(&[endpoint]));
+            let init = Payload::sctp(40000, 9999, INIT);
+            assert_eq!(goes(&mut lab, f, init.clone()), endpoint.at(f));
+            assert_eq!(comes(&mut lab, f, init), endpoint.at(f));
+        }
     }
 }
 
@@ -259,7 +303,7 @@ fn flows_survive_another_traffic_policy() {
     }
 }
 
-/// The flow table forgot one view of a connection from outside, or both.
+/// The flow table forgot one view of a connection from outside.
 #[test]
 fn a_connection_from_outside_finds_its_endpoint_again() {
     for f in families() {
@@ -267,8 +311,17 @@ fn a_connection_from_outside_finds_its_endpoint_again() {
             let (mut lab, _) = services_lab(&[Balanced::with(&[DB.place, DB2.place]).manifest()]);
             let mut flows = Vec::new();
             for port in 50000..50000 + MANY {
-                comes(&mut lab, f, Payload::tcp(port, 80, SYN));
-                flows.push((port, comes(&mut lab, f, Payload::tcp(port, 80, ACK))));
+                for (opens, next) in [
+                    (Payload::tcp(port, 80, SYN), Payload::tcp(port, 80, ACK)),
+                    (
+                        Payload::sctp(port, 9999, INIT),
+                        Payload::sctp(port, 9999, DATA),
+                    ),
+                ] {
+                    let endpoint = comes(&mut lab, f, opens);
+                    assert_eq!(comes(&mut lab, f, next.clone()), endpoint);
+                    flows.push((next, endpoint));
+                }
             }
             lab.idle(20).unwrap();
             for entry in lab.flows().unwrap() {
@@ -276,14 +329,15 @@ fn a_connection_from_outside_finds_its_endpoint_again() {
                     lab.evict_flow(&entry).unwrap();
                 }
             }
-            for (port, endpoint) in flows {
-                assert_eq!(comes(&mut lab, f, Payload::tcp(port, 80, ACK)), endpoint);
+            for (next, endpoint) in flows {
+                let sent = Address::NodePort.asked_outside(f, OUTSIDE, next);
+                let came = served_outside(&mut lab, &sent);
+                assert_eq!(came.destination, endpoint);
                 let pod = [DB, DB2].into_iter().find(|pod| pod.at(f) == endpoint);
                 let pod = pod.unwrap();
-                let back = f.from(&pod, OUTSIDE, Payload::tcp(8080, port, ACK));
-                let left = leaves(&mut lab, &pod, &back);
+                let left = leaves(&mut lab, &pod, &answer(&came).sent_by(pod.mac));
                 assert_eq!(left.source, NODE.at(f));
-                assert_eq!(left.payload, Payload::tcp(30080, port, ACK));
+                assert_eq!(left.payload, sent.payload.answer());
             }
         }
     }

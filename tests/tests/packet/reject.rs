@@ -8,7 +8,7 @@ use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 use weft_abi::drop::DropReason;
 use weft_tests::packet::{
     Cluster, Context, Ends, Family, Setup, Somewhere as _, Verdict, Wire,
-    bytes::{ACK, Extension, FIN, Packet, Payload, RST, SYN},
+    bytes::{ACK, Extension, FIN, INIT, Packet, Payload, RST, SYN},
     scene::{DB, NODE, OUTSIDE, PODS, VIP, WEB, cluster, dropped, families, lab_with},
     services::{ADDRESSES, Address, Balanced, requests, services_cluster, services_lab},
 };
@@ -185,7 +185,7 @@ fn a_port_that_a_cluster_ip_does_not_have() {
             // Its ports, but of other protocols; those of nodes, and of endpoints.
             Payload::tcp(40000, 53, SYN),
             Payload::udp(40000, 80),
-            Payload::sctp(40000, 80),
+            Payload::sctp(40000, 80, INIT),
             Payload::tcp(40000, 30080, SYN),
             Payload::tcp(40000, 8080, SYN),
             Payload::echo(true, 1),

@@ -7,7 +7,7 @@ use weft_abi::drop::DropReason;
 use weft_core::model::{NodePortAddresses, Routing};
 use weft_tests::packet::{
     Context, Family, Lab, Place, Setup, Somewhere as _, Verdict,
-    bytes::{ACK, Payload, SYN},
+    bytes::{ACK, INIT, Payload, SYN},
     scene::{
         DB, DB2, ELSEWHERE, NOBODYS_VIP, NODE, OTHER_NODE, OUTSIDE, OUTSIDE_NETWORKS, REMOTE,
         REMOTE2, VIP, WEB, dropped, families, lab_with, node_place,
@@ -167,7 +167,7 @@ fn an_address_that_no_service_has() {
         for payload in [
             Payload::tcp(40000, 80, SYN),
             Payload::udp(40000, 53),
-            Payload::sctp(40000, 9999),
+            Payload::sctp(40000, 9999, INIT),
             Payload::echo(true, 7),
         ] {
             let sent = f.from(&WEB, NOBODYS_VIP, payload.clone());
@@ -342,7 +342,7 @@ fn a_protocol_that_a_port_does_not_list_is_not_forwarded() {
         let (mut lab, _) = services_lab(&[Balanced::with(&[DB.place]).manifest()]);
         for payload in [
             Payload::udp(40000, 30080),
-            Payload::sctp(40000, 30080),
+            Payload::sctp(40000, 30080, INIT),
             Payload::tcp(40000, 30053, SYN),
             Payload::tcp(40000, 30099, SYN),
             // Nor the service's own ports, at the node.

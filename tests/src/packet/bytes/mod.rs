@@ -173,6 +173,12 @@ pub struct Quote {
     pub complete: bool,
 }
 
+/// The type of an SCTP chunk that opens an association.
+pub const INIT: u8 = 1;
+/// The type of the one that makes it one.
+pub const COOKIE_ECHO: u8 = 10;
+/// The type of an SCTP chunk with data.
+pub const DATA: u8 = 0;
 /// TCP SYN.
 pub const SYN: u8 = 2;
 /// TCP ACK.
@@ -334,14 +340,16 @@ impl Payload {
         }
     }
 
-    /// An SCTP packet with one chunk (COOKIE ECHO, of six bytes and padding).
+    /// An SCTP packet with one chunk of this type, such as [`INIT`].
     #[must_use]
-    pub fn sctp(source: u16, destination: u16) -> Self {
+    pub fn sctp(source: u16, destination: u16, chunk: u8) -> Self {
+        let mut data = vec![chunk, 0, 0, 20];
+        data.extend([7; 16]);
         Self::Sctp {
             source,
             destination,
             checksum: true,
-            data: b"\x0a\0\0\x0acookie\0\0".to_vec(),
+            data,
         }
     }
 
@@ -457,12 +465,19 @@ impl Payload {
                 source,
                 destination,
                 ..
-            }
-            | Self::Sctp {
+            } => std::mem::swap(source, destination),
+            Self::Sctp {
                 source,
                 destination,
+                data,
                 ..
-            } => std::mem::swap(source, destination),
+            } => {
+                std::mem::swap(source, destination);
+                if data.first() == Some(&INIT) {
+                    // INIT ACK.
+                    data[0] = 2;
+                }
+            }
             Self::Echo { request, .. } => *request = !*request,
             other => panic!("no answer to {other:?}"),
         }
@@ -558,7 +573,7 @@ mod tests {
             for payload in [
                 Payload::tcp(1, 2, SYN),
                 Payload::udp(3, 4),
-                Payload::sctp(5, 6),
+                Payload::sctp(5, 6, INIT),
                 Payload::Sctp {
                     source: 5,
                     destination: 6,
