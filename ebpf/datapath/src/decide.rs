@@ -108,7 +108,7 @@ pub fn decide<F: Family, const POINT: u8>(
     let work = scratch::<F>()?;
     Ok(Some(Delivery {
         translated: work.fate == Fate::Flow && work.translated,
-        answerless: work.service != 0 && !work.reply && (work.masquerade || work.direct),
+        answerless: work.service != 0 && (work.masquerade || (work.direct && !work.reply)),
         tuple: &work.real,
         from: &work.source.side,
         to: &work.destination.side,

@@ -52,8 +52,9 @@ pub fn deliver<F: Family, const POINT: u8>(
     let to = delivery.to;
     let forwards = POINT != POINT_TO_CONTAINER && to.hop != HOP_HOST;
     let unfinished = forwards && (packet.ttl <= 1 || is_too_big(skb, packet, to.mtu));
-    // What comes in by an uplink or the overlay to a service of this node, the host stack would take
-    // for its own: nobody answers that it is too old, and what is too big is cut on the underlay.
+    // What comes in by an uplink or the overlay to a service of this node, or as an answer to the node's
+    // address that such a flow was given, the host stack would take for its own: nobody answers that it
+    // is too old, and what is too big is cut on the underlay.
     let unanswered = unfinished && POINT != POINT_FROM_CONTAINER && delivery.answerless;
     if unanswered && packet.ttl <= 1 {
         return Err(Drop::because(DropReason::NoRoute));

@@ -107,8 +107,8 @@ fn forward<F: Family, const POINT: u8>(skb: &Skb, config: &Config) -> Result<Act
         Delivery {
             translated: flow.flags & (FLOW_FRONT | FLOW_BACK) != 0,
             answerless: flow.service != 0
-                && flow.flags & FLOW_BACK == 0
-                && flow.flags & (FLOW_MASQUERADE | FLOW_DIRECT_RETURN) != 0,
+                && (flow.flags & FLOW_MASQUERADE != 0
+                    || flow.flags & (FLOW_DIRECT_RETURN | FLOW_BACK) == FLOW_DIRECT_RETURN),
             tuple: &flow.xlat,
             from: &flow.sides[from],
             to: &flow.sides[1 - from],
