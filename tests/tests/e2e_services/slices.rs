@@ -4,7 +4,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
-use weft_tests::playground::{Family, Playground, until};
+use weft_tests::playground::{Family, Place, Playground, until};
 
 use crate::scene::{
     BOTH, NAMESPACE, Scene, TCP, UDP, host, pod, port, server, server_of, usual_ports,
@@ -220,5 +220,72 @@ fn the_endpoints_of_many_slices_are_one_service() {
         scene.served(pod("c"), "tcp", more, &["a1", "a3", "a4", "a5"]);
     }
     expect(&["a1", "a3", "a4", "a5"]);
+    scene.finish();
+}
+
+#[test]
+fn endpoints_outside_the_cluster_see_nodes() {
+    let scene = Scene::start(
+        Playground::builder().name("svcaway").nodes(2),
+        &[server("c", "node1", "client")],
+    );
+    let outside = scene.playground.outside();
+    let addresses: Vec<_> = scene
+        .families
+        .iter()
+        .map(|family| outside.addresses(*family)[1])
+        .collect();
+    let listed = format!("{},{}", addresses[0], addresses[1]);
+    let args = [
+        "serve",
+        "--name",
+        "away",
+        "--address",
+        &listed,
+        "--tcp",
+        "7000",
+        "--udp",
+        "5300",
+    ];
+    let _away = outside.spawn(&args).unwrap();
+    scene.create("web", json!({ "type": "NodePort", "ports": usual_ports() }));
+    for (family, address) in scene.families.iter().zip(&addresses) {
+        scene.apply(&json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {
+                "name": format!("web-{}", family.name().to_lowercase()),
+                "namespace": NAMESPACE,
+                "labels": { "kubernetes.io/service-name": "web" },
+            },
+            "addressType": family.name(),
+            "endpoints": [{ "addresses": [address] }],
+            "ports": [{ "name": "tcp", "port": TCP, "protocol": "TCP" },
+                      { "name": "udp", "port": UDP, "protocol": "UDP" }],
+        }));
+    }
+    for family in scene.families.iter().copied() {
+        let (node1, node2) = (scene.node("node1", family), scene.node("node2", family));
+        let cluster = scene.cluster("web", family, 80);
+        for protocol in BOTH {
+            let number = scene.node_port("web", 80, &protocol.to_uppercase());
+            let at_node2 = scene.at_node("node2", family, number);
+            for (from, to, seen) in [
+                (pod("c"), cluster, node1),
+                (host("node1"), cluster, node1),
+                (host("node2"), cluster, node2),
+                (pod("c"), at_node2, node2),
+                (host("node1"), at_node2, node2),
+                (Place::Outside, at_node2, node2),
+            ] {
+                scene.served_to(from, protocol, to, &["away"], &[seen]);
+                // Answers may be larger than what fits between pods.
+                for size in ["1430", "2000"] {
+                    scene.answers(from, protocol, to, &["--size", size], |answer| {
+                        answer.starts_with("away ")
+                    });
+                }
+            }
+        }
+    }
     scene.finish();
 }
