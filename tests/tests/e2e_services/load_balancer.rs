@@ -160,7 +160,7 @@ fn the_address_of_a_proxy_is_left_to_it() {
         scene
             .playground
             .report_ingress(NAMESPACE, "web", &addresses, mode)
-            .unwrap()
+            .unwrap();
     };
     let expect = |server: &str| {
         for address in &addresses {

@@ -175,7 +175,7 @@ impl Scene {
 
     /// Changes a service's specification by a merge patch.
     pub fn change(&self, name: &str, spec: Value) {
-        let patch = json!({ "spec": spec });
+        let patch = Value::Object([("spec".to_owned(), spec)].into_iter().collect());
         self.playground
             .patch_service(NAMESPACE, name, &patch)
             .unwrap();
