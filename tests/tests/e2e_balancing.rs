@@ -17,6 +17,8 @@ mod algorithms;
 mod churn;
 #[path = "e2e_balancing/ending.rs"]
 mod ending;
+#[path = "e2e_balancing/health.rs"]
+mod health;
 #[path = "e2e_balancing/policies.rs"]
 mod policies;
 #[path = "e2e_balancing/prober.rs"]

@@ -40,6 +40,7 @@ fn a_client_stays_with_its_server() {
     }
     set_affinity(&scene, "ClientIP", None);
     sticks(&scene);
+    stays_within_a_policy(&scene);
     moves_on(&scene);
     forgets(&scene);
     scene.finish();
@@ -96,6 +97,41 @@ fn sticks(scene: &Scene) {
 fn ask(scene: &Scene, (from, protocol, to): Way<'_>) -> Result<String> {
     let mut order = scene.count(from, protocol, to, 1)?.order;
     order.pop().context("nobody answered")
+}
+
+/// Clients that may only go to the servers of one node forget those of others.
+fn stays_within_a_policy(scene: &Scene) {
+    let set = |policy: &str| {
+        scene.patch(
+            "web",
+            &json!({ "spec": { "externalTrafficPolicy": policy } }),
+        );
+    };
+    for (policy, node, reachable) in [
+        ("Local", "node1", &["s1", "s2"][..]),
+        ("Local", "node2", &["s3"]),
+        ("Cluster", "node1", &["s1", "s2", "s3"]),
+    ] {
+        set(policy);
+        for family in Family::BOTH {
+            let balancer = scene.at_balancer("web", node, family);
+            for (protocol, name) in PROTOCOLS {
+                for to in [balancer, scene.at_node("web", node, family, name)] {
+                    let what = format!("{protocol} {to} goes to one of {reachable:?}");
+                    scene.soon(&what, || {
+                        let servers = scene.count(Place::Outside, protocol, to, IN_A_ROW)?;
+                        let names = servers.names();
+                        ensure!(
+                            names.len() == 1 && reachable.contains(&names[0]),
+                            "{servers:?}"
+                        );
+                        Ok(())
+                    });
+                }
+            }
+        }
+    }
+    sticks(scene);
 }
 
 /// A server that goes takes nobody with it.

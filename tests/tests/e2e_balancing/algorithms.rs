@@ -37,7 +37,10 @@ fn every_node_chooses_the_same_server_for_a_client() {
         .name("maglev")
         .nodes(3)
         .families(Families::Dual);
-    let mut objects = vec![annotated("web", "web", "type: NodePort", MAGLEV)];
+    let mut objects = vec![
+        annotated("web", "web", "type: NodePort", MAGLEV),
+        service("any", "web", "type: NodePort"),
+    ];
     for (name, node) in SERVERS
         .iter()
         .zip(["node1", "node2", "node3"].iter().cycle())
@@ -51,19 +54,18 @@ fn every_node_chooses_the_same_server_for_a_client() {
             scene.expect(Place::Outside, "udp", to, &SERVERS, None);
         }
     }
-    let through = |node: &str, family| {
-        let to = scene.at_node("web", node, family, "UDP");
-        let outside = scene.playground.outside();
-        let source = outside.address(family);
-        let what = format!("the outside asks {to} from {} ports", PORTS.len());
-        let netns = outside.netns();
-        scene.soon(&what, || servers_of(netns, source, to)).unwrap()
-    };
+    let through = |node: &str, family| chosen(&scene, "web", node, family);
     let before = Family::BOTH.map(|family| {
         let chosen = through("node1", family);
         let other = through("node2", family);
         scene.check(&format!("two nodes choose the same, {family:?}"), || {
             same(&chosen, &other)
+        });
+        // Which is no wonder only if it is otherwise without the annotation.
+        let any = ["node1", "node2"].map(|node| self::chosen(&scene, "any", node, family));
+        scene.check(&format!("two nodes choose at random, {family:?}"), || {
+            ensure!(any[0] != any[1], "they chose the same");
+            Ok(())
         });
         for name in SERVERS {
             let count = chosen.values().filter(|server| *server == name).count();
@@ -109,6 +111,17 @@ fn every_node_chooses_the_same_server_for_a_client() {
     scene.finish();
 }
 
+/// Whom a client outside gets from a node, by the client's port.
+fn chosen(scene: &Scene, service: &str, node: &str, family: Family) -> BTreeMap<u16, String> {
+    let to = scene.at_node(service, node, family, "UDP");
+    let outside = scene.playground.outside();
+    let source = outside.address(family);
+    let what = format!("the outside asks {to} from {} ports", PORTS.len());
+    let netns = outside.netns();
+    let chosen = scene.soon(&what, || servers_of(netns, source, to));
+    chosen.unwrap_or_default()
+}
+
 /// Who answers a datagram from each of the ports.
 fn servers_of(netns: &Netns, source: IpAddr, to: SocketAddr) -> Result<BTreeMap<u16, String>> {
     let ask = |port: u16| {
@@ -133,22 +146,31 @@ fn servers_answer_clients_outside_directly() {
         .name("direct")
         .nodes(3)
         .families(Families::Dual)
-        .load_balancers();
+        .load_balancers()
+        .agent_flags(&["--load-balancing=maglev", "--load-balancing-return=direct"]);
+    let bulk = r#", --bulk, "7100""#;
     let objects = [
         client("a", "node2"),
-        server("s", "node1", "web", r#", --bulk, "7100""#, ""),
-        service("web", "web", "type: LoadBalancer").replace(
-            "  ports:
-",
-            BULK,
-        ),
+        server("s1", "node1", "web", bulk, ""),
+        server("s3", "node3", "web", bulk, ""),
+        service("web", "web", "type: LoadBalancer").replace("  ports:\n", BULK),
     ];
     let scene = Scene::start(plan, &objects);
-    for way in ["direct", "snat", "direct"] {
+    for way in [None, Some("snat"), Some("direct")] {
         let annotations = json!({ "metadata": { "annotations": { RETURN: way } } });
         scene.patch("web", &annotations);
         for family in Family::BOTH {
-            through_another_node(&scene, family, way == "direct");
+            let is_direct = way != Some("snat");
+            through_another_node(&scene, family, is_direct);
+            let nodes = ["node1", "node2", "node3"];
+            let [first, second, third] = nodes.map(|node| chosen(&scene, "web", node, family));
+            scene.check(
+                &format!("all nodes choose the same, {family:?}, {way:?}"),
+                || {
+                    same(&first, &second)?;
+                    same(&second, &third)
+                },
+            );
         }
     }
     scene.finish();
@@ -166,13 +188,14 @@ fn through_another_node(scene: &Scene, family: Family, is_direct: bool) {
     let balancer = scene.at_balancer("web", "node2", family);
     for (protocol, name) in PROTOCOLS {
         for to in [scene.at_node("web", "node2", family, name), balancer] {
-            let what = format!("s sees {seen:?} asking {protocol} {to}");
+            let what = format!("servers see {seen:?} asking {protocol} {to}");
             scene.soon(&what, || {
                 let more = ["--source", source.as_str()];
                 let counted = scene
                     .playground
-                    .count(Place::Outside, protocol, to, 4, &more)?;
+                    .count(Place::Outside, protocol, to, 16, &more)?;
                 ensure!(counted.failed.is_empty(), "{counted:?}");
+                same(&counted.names(), &vec!["s1", "s3"])?;
                 same(&counted.clients, &seen)
             });
             // In both directions more than fits into one packet.
@@ -186,8 +209,8 @@ fn through_another_node(scene: &Scene, family: Family, is_direct: bool) {
             });
             // Inside it makes no difference.
             let own = only(scene.pod("a", family));
-            scene.expect(pod("a"), protocol, to, &["s"], Some(&own));
-            scene.expect(host("node2"), protocol, to, &["s"], None);
+            scene.expect(pod("a"), protocol, to, &["s1", "s3"], Some(&own));
+            scene.expect(host("node2"), protocol, to, &["s1", "s3"], None);
         }
     }
     scene.check(

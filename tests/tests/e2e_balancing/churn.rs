@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use anyhow::ensure;
-use serde_json::json;
+use serde_json::{Value, json};
 use weft_tests::playground::{Background, Families, Family, Place, Playground};
 
 use crate::scene::{NAMESPACE, PORT, Scene, client, host, pod, server, service};
@@ -188,12 +188,68 @@ fn flows_move_between_nodes_and_from_what_is_not_ready() {
     set("s1", true);
     follow(&scene, &mut flows, "s1");
 
-    // To the other node, by deletion, and back.
-    for (next, node, gone) in [("s2", "node1", "s1"), ("s3", "node2", "s2")] {
+    // To the other node and back: a server that is not ready any more, and one that is gone.
+    for (next, node, last) in [("s2", "node1", "s1"), ("s3", "node2", "s2")] {
         add_shut(next, node);
         set(next, true);
-        scene.playground.delete_pod(NAMESPACE, gone).unwrap();
+        if last == "s1" {
+            set(last, false);
+        } else {
+            scene.playground.delete_pod(NAMESPACE, last).unwrap();
+        }
         follow(&scene, &mut flows, next);
+    }
+    scene.finish();
+}
+
+#[test]
+fn flows_stay_while_their_server_serves() {
+    let scene = start("udpstay");
+    let lingering = r#", --linger, "60""#;
+    add(&scene, &server("s1", "node1", "web", lingering, ""));
+    scene.playground.wait_pod_ready(NAMESPACE, "s1").unwrap();
+    let mut flows = flows(&scene);
+    follow(&scene, &mut flows, "s1");
+    flows.extend(connect(&scene, "s1"));
+
+    // It ends, and another one takes what is new.
+    add(&scene, &server("s2", "node2", "web", "", ""));
+    scene.playground.wait_pod_ready(NAMESPACE, "s2").unwrap();
+    scene.playground.begin_delete_pod(NAMESPACE, "s1").unwrap();
+    for family in Family::BOTH {
+        let to = scene.at_cluster_ip("any", family);
+        for from in [pod("a"), host("node1"), host("node2")] {
+            scene.expect(from, "udp", to, &["s2"], None);
+        }
+        let to = scene.at_node("any", "node1", family, "UDP");
+        scene.expect(Place::Outside, "udp", to, &["s2"], None);
+    }
+    // Policies by which some of them would go elsewhere if they were new.
+    let policies = json!({ "spec": {
+        "externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local",
+    } });
+    scene.patch("any", &policies);
+    for family in Family::BOTH {
+        let to = scene.at_cluster_ip("any", family);
+        scene.expect(host("node2"), "udp", to, &["s2"], None);
+        let to = scene.at_node("any", "node2", family, "UDP");
+        scene.expect(Place::Outside, "udp", to, &["s2"], None);
+    }
+    for flow in flows {
+        let what = format!("{} stays", flow.what);
+        let output = flow.stream.stop().unwrap();
+        scene.check(&what, || {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let report = text.lines().last().unwrap_or_default();
+            let report: Value = serde_json::from_str(report)?;
+            ensure!(report["servers"] == json!(["s1"]), "{report}");
+            // Nothing is lost from the first answer to the end.
+            let errors = report["errors"].as_u64();
+            ensure!(report["lost"].as_u64() <= errors, "{report}");
+            let last = report["changes"].as_array().and_then(|all| all.last());
+            ensure!(last == Some(&json!("s1")), "{report}");
+            Ok(())
+        });
     }
     scene.finish();
 }

@@ -84,6 +84,11 @@ fn expect_everywhere(scene: &Scene, servers: &[&str]) {
                 let to = scene.at_node("anywhere", node, family, name);
                 scene.expect(Place::Outside, protocol, to, servers, None);
             }
+            // Who asks its own node might have come by any other.
+            let to = scene.at_node("through-own", "node1", family, name);
+            for from in [pod("a"), host("node1")] {
+                scene.expect(from, protocol, to, servers, None);
+            }
         }
     }
 }

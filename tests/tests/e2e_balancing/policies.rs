@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use weft_tests::playground::{Families, Family, Place, Playground, Went};
+use weft_tests::playground::{Families, Family, Place, Playground, Routing, Went};
 
 use crate::scene::{
     NAMESPACE, PORT, PROTOCOLS, SERVICE_PORT, Scene, client, health_check_port, host, http, only,
@@ -28,9 +28,19 @@ const NODES: [&str; 3] = ["node1", "node2", "node3"];
 
 #[test]
 fn policies_decide_who_is_let_through() {
+    check("policies", Routing::Vxlan);
+}
+
+#[test]
+fn policies_decide_who_is_let_through_native_routing() {
+    check("policiesn", Routing::Native);
+}
+
+fn check(name: &str, routing: Routing) {
     let plan = Playground::builder()
-        .name("policies")
+        .name(name)
         .nodes(3)
+        .routing(routing)
         .families(Families::Dual)
         .load_balancers();
     let objects = [
