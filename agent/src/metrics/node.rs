@@ -16,10 +16,6 @@ use crate::bpf::tables::Fill;
 use crate::reconcile::Shared;
 use crate::watch::WatchStatus;
 
-/// A map with this part of its capacity in use, in percent, is nearly full: time to give it more,
-/// before a pod or a service finds no room.
-pub const NEARLY_FULL: u64 = 90;
-
 /// What there is to tell.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -110,10 +106,7 @@ impl Snapshot {
         out.gauge(
             "map_nearly_full",
             "Whether 90 % of a map are in use: give it more (--map-capacity)",
-            maps(|fill| {
-                let used = (fill.entries as u64).saturating_mul(100);
-                u64::from(used >= u64::from(fill.capacity).saturating_mul(NEARLY_FULL))
-            }),
+            maps(|fill| u64::from(fill.is_near_full())),
         )?;
 
         let watches = |value: fn(&WatchStatus) -> u64| {

@@ -6,8 +6,9 @@
 //!   and of the node's routes. A change that was begun and may lack its epoch is remembered
 //!   ([`Maps::apply`], [`Maps::set_uplinks`]) until there was one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use tracing::warn;
 use weft_abi::config::{Config as DatapathConfig, Uplink as UplinkEntry};
 use weft_core::compile::Desired;
 use weft_core::contents::Contents;
@@ -38,6 +39,8 @@ pub struct Maps {
     /// Whether flows may have been decided by maps that changed since, without a new epoch: an
     /// agent that ended between the last write and the epoch leaves no difference to be found.
     stale: bool,
+    /// The maps that are near full, as far as that was told.
+    near_full: BTreeSet<&'static str>,
     clients: Clients,
     deserted: Deserted,
 }
@@ -63,6 +66,7 @@ impl Maps {
             uplinks,
             ways: 0,
             stale: true,
+            near_full: BTreeSet::new(),
             clients: Clients::default(),
             deserted: Deserted::default(),
         })
@@ -80,6 +84,9 @@ impl Maps {
             self.deserted
                 .end(changes, &self.tables, &self.mirror.services);
         }
+        if !changes.is_empty() {
+            self.warn_of_near_full();
+        }
         if let Err(error) = applied {
             self.stale = true;
             return Err(error);
@@ -92,6 +99,18 @@ impl Maps {
             self.stale = false;
         }
         Ok(())
+    }
+
+    /// Logs which maps have become near full since it was last looked.
+    fn warn_of_near_full(&mut self) {
+        let fill = self.tables.fill(&self.mirror);
+        let near = fill.iter().filter(|fill| fill.is_near_full());
+        for fill in near.clone() {
+            if !self.near_full.contains(fill.map) {
+                warn!("{fill}");
+            }
+        }
+        self.near_full = near.map(|fill| fill.map).collect();
     }
 
     /// Tells the datapath of the uplinks, and of routes that changed.
