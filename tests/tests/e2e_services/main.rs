@@ -13,6 +13,7 @@ mod cluster_ip;
 mod kinds;
 mod load_balancer;
 mod node_port;
+mod places;
 mod rejects;
 mod scene;
 mod sctp;
