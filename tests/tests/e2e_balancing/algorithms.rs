@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use weft_tests::netns::Netns;
-use weft_tests::playground::{Families, Family, Place, Playground};
+use weft_tests::playground::{Background, Families, Family, Place, Playground};
 
 use crate::scene::{
     NAMESPACE, PROTOCOLS, Scene, annotated, client, host, only, pod, same, server, service,
@@ -156,12 +156,14 @@ fn servers_answer_clients_outside_directly() {
         service("web", "web", "type: LoadBalancer").replace("  ports:\n", BULK),
     ];
     let scene = Scene::start(plan, &objects);
+    let mut streams = Vec::new();
     for way in [None, Some("snat"), Some("direct")] {
         let annotations = json!({ "metadata": { "annotations": { RETURN: way } } });
         scene.patch("web", &annotations);
         for family in Family::BOTH {
             let is_direct = way != Some("snat");
             through_another_node(&scene, family, is_direct);
+            streams.push(stream(&scene, family, way));
             let nodes = ["node1", "node2", "node3"];
             let [first, second, third] = nodes.map(|node| chosen(&scene, "web", node, family));
             scene.check(
@@ -173,7 +175,26 @@ fn servers_answer_clients_outside_directly() {
             );
         }
     }
+    // Connections stay with the way that they began with.
+    for (what, stream) in streams {
+        let output = stream.stop().unwrap();
+        scene.check(&what, || {
+            ensure!(output.status.success(), "{output:?}");
+            Ok(())
+        });
+    }
     scene.finish();
+}
+
+/// A connection from outside through the node without a server, until it is stopped.
+fn stream(scene: &Scene, family: Family, way: Option<&str>) -> (String, Background) {
+    let to = scene.at_node("web", "node2", family, "TCP").to_string();
+    let args = ["stream", "tcp", &to, "--rate", "20", "--duration", "50"];
+    let stream = scene.playground.spawn_at(Place::Outside, &args).unwrap();
+    (
+        format!("a connection to {to}, {way:?}, loses nothing"),
+        stream,
+    )
 }
 
 /// The outside asks a node that has no server.

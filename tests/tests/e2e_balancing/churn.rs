@@ -7,7 +7,7 @@ use anyhow::ensure;
 use serde_json::{Value, json};
 use weft_tests::playground::{Background, Families, Family, Place, Playground};
 
-use crate::scene::{NAMESPACE, PORT, Scene, client, host, pod, server, service};
+use crate::scene::{NAMESPACE, PORT, Scene, annotated, client, host, pod, server, service};
 
 /// Where every flow comes from: a port for each family, which a machine has only one socket at.
 const fn source_port(to: SocketAddr) -> &'static str {
@@ -20,6 +20,8 @@ const OTHER_PORT: u16 = 7001;
 /// A flow that is told to go on whatever happens to it.
 struct Flow {
     what: String,
+    /// Whether only servers of the sender's node will do.
+    is_near: bool,
     stream: Background,
 }
 
@@ -31,6 +33,7 @@ impl Flow {
         args.extend(more);
         Flow {
             what: format!("{from:?} to {to} {}", more.join(" ")),
+            is_near: false,
             stream: scene.playground.spawn_at(from, &args).unwrap(),
         }
     }
@@ -80,7 +83,9 @@ fn flows(scene: &Scene) -> Vec<Flow> {
             // A connected socket would be refused before it could send.
             (host("node1"), any, &["--unconnected"]),
         ] {
-            flows.push(Flow::start(scene, from, to, more));
+            let flow = Flow::start(scene, from, to, more);
+            let is_near = to == near;
+            flows.push(Flow { is_near, ..flow });
         }
         let outside = scene.playground.outside().addresses(family);
         for (source, to) in [(outside[0], node("node1")), (outside[1], balancer)] {
@@ -97,13 +102,18 @@ fn flows(scene: &Scene) -> Vec<Flow> {
 }
 
 fn start(name: &str) -> Scene {
+    start_annotated(name, "{}")
+}
+
+/// The same with annotations of the service that is asked from everywhere.
+fn start_annotated(name: &str, annotations: &str) -> Scene {
     let plan = Playground::builder()
         .name(name)
         .nodes(2)
         .families(Families::Dual)
         .load_balancers();
     let mut objects = vec![
-        service("any", "web", "type: LoadBalancer"),
+        annotated("any", "web", "type: LoadBalancer", annotations),
         service("near", "web", "internalTrafficPolicy: Local"),
     ];
     objects.extend(["a", "b", "c", "d"].map(|name| client(name, "node1")));
@@ -160,8 +170,17 @@ fn flows_follow_servers_that_come_and_go() {
 
 #[test]
 fn flows_move_between_nodes_and_from_what_is_not_ready() {
+    moves(&start("udpready"));
+}
+
+#[test]
+fn flows_that_are_answered_directly_move_as_well() {
+    let annotations = "{ weft.dev/load-balancing: maglev, weft.dev/load-balancing-return: direct }";
+    moves(&start_annotated("udpdirect", annotations));
+}
+
+fn moves(scene: &Scene) {
     const GATE: &str = "test/open";
-    let scene = start("udpready");
     let gate = format!("readinessGates: [{{ conditionType: {GATE} }}]");
     let set = |name: &str, open: bool| {
         scene
@@ -172,7 +191,7 @@ fn flows_move_between_nodes_and_from_what_is_not_ready() {
         ready.unwrap();
     };
     let add_shut = |name: &str, node: &str| {
-        add(&scene, &server(name, node, "web", "", &gate));
+        add(scene, &server(name, node, "web", "", &gate));
         scene.soon(&format!("{name} runs"), || {
             let pod = scene.playground.pod(NAMESPACE, name)?.unwrap_or_default();
             let phase = pod.status.and_then(|status| status.phase);
@@ -182,11 +201,11 @@ fn flows_move_between_nodes_and_from_what_is_not_ready() {
     };
     // A server that is there and not ready.
     add_shut("s1", "node2");
-    let mut flows = flows(&scene);
+    let mut flows = flows(scene);
     // What only goes to the clients' own node has nothing here.
-    flows.retain(|flow| !flow.what.contains("\"c\""));
+    flows.retain(|flow| !flow.is_near);
     set("s1", true);
-    follow(&scene, &mut flows, "s1");
+    follow(scene, &mut flows, "s1");
 
     // To the other node and back: a server that is not ready any more, and one that is gone.
     for (next, node, last) in [("s2", "node1", "s1"), ("s3", "node2", "s2")] {
@@ -197,7 +216,7 @@ fn flows_move_between_nodes_and_from_what_is_not_ready() {
         } else {
             scene.playground.delete_pod(NAMESPACE, last).unwrap();
         }
-        follow(&scene, &mut flows, next);
+        follow(scene, &mut flows, next);
     }
     scene.finish();
 }

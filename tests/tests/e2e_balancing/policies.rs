@@ -32,7 +32,7 @@ fn policies_decide_who_is_let_through() {
 }
 
 #[test]
-fn policies_decide_who_is_let_through_native_routing() {
+fn policies_decide_over_native_routing_too() {
     check("policiesn", Routing::Native);
 }
 

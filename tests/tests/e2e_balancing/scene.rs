@@ -250,7 +250,7 @@ impl Scene {
     }
 
     /// Fails if any check did.
-    pub fn finish(self) {
+    pub fn finish(&self) {
         let failures = self.failures.lock().unwrap().clone();
         if failures.is_empty() {
             return;

@@ -1,10 +1,12 @@
 //! Endpoints that are near: by zone and by node, while there are any, for clients inside and outside.
 
-use anyhow::Result;
+use std::collections::BTreeSet;
+
+use anyhow::{Result, ensure};
 use serde_json::json;
 use weft_tests::playground::{Families, Family, Place, Playground};
 
-use crate::scene::{NAMESPACE, Scene, client, host, pod, server, service};
+use crate::scene::{NAMESPACE, Scene, client, host, pod, same, server, service};
 
 const GATE: &str = "test/open";
 const ALL: &[&str] = &["s1", "s2", "s4"];
@@ -70,7 +72,36 @@ fn what_is_near_serves_while_it_is_there() {
         scene.playground.patch_node("node3", &patch).unwrap();
         spot_check(&scene, 3, served);
     }
+    let patch = json!({ "metadata": { "labels": { ZONE: "c" } } });
+    scene.playground.patch_node("node3", &patch).unwrap();
+    distribute(&scene, None);
+    shared_among_zones(&scene);
     scene.finish();
+}
+
+/// The older way: every zone has its share, here one of the three servers.
+fn shared_among_zones(scene: &Scene) {
+    let auto = json!({ "metadata": { "annotations": {
+        "service.kubernetes.io/topology-mode": "Auto",
+    } } });
+    scene.patch("web", &auto);
+    for family in Family::BOTH {
+        let cluster_ip = scene.at_cluster_ip("web", family);
+        scene.soon(&format!("each zone has its own server, {family:?}"), || {
+            let mut of_zones = [const { None }; 3];
+            for (index, zone) in (0..3).chain(0..3).enumerate() {
+                let node = format!("node{}", index + 1);
+                let counted = scene.count(host(&node), "tcp", cluster_ip, 6)?;
+                let names = counted.names();
+                ensure!(names.len() == 1, "{node}: {counted:?}");
+                let name = names[0].to_owned();
+                let known = of_zones[zone].get_or_insert_with(|| name.clone());
+                ensure!(*known == name, "{node}: {name}, and {of_zones:?}");
+            }
+            let all: BTreeSet<&str> = of_zones.iter().flatten().map(String::as_str).collect();
+            same(&all, &ALL.iter().copied().collect())
+        });
+    }
 }
 
 fn distribute(scene: &Scene, distribution: Option<&str>) {
