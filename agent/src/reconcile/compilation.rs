@@ -29,7 +29,7 @@ use anyhow::{Context as _, Result};
 use tracing::warn;
 use weft_core::compile::{Compiler, Desired};
 use weft_core::diff::{Concern, diff_policy, diff_services};
-use weft_core::model::{LocalEndpoint, Warning};
+use weft_core::model::{ClusterState, LocalEndpoint, Node, Warning};
 
 /// The compiler of policies, and the numbers that it gave.
 #[derive(Debug)]
@@ -38,15 +38,29 @@ pub struct Compilation {
     progress: Progress,
     /// What changed, and was not compiled yet.
     dirty: Dirty,
-    /// What policy was compiled of, besides the API's objects; `None`: that is not in the maps.
+    /// What policy is being compiled of, besides the API's objects; `None`: of what it was.
+    compiling: Option<Own>,
+    /// What it was compiled of; `None`: that is not in the maps.
     compiled: Option<Own>,
 }
 
-/// What policy rests on, besides the API's objects.
+/// What policy rests on, besides the API's objects. This node's is among that: while the API has none,
+/// what was known of it is put in its place, which no watch tells of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Own {
+    node: Option<Node>,
     endpoints: BTreeMap<String, LocalEndpoint>,
     addresses: BTreeSet<IpAddr>,
+}
+
+impl Own {
+    fn of(state: &ClusterState) -> Self {
+        Self {
+            node: state.own_node().cloned(),
+            endpoints: state.endpoints.clone(),
+            addresses: state.own_addresses.clone(),
+        }
+    }
 }
 
 /// The kinds of objects that policy has nothing to do with.
@@ -61,6 +75,7 @@ impl Compilation {
             compiler: Compiler::new(),
             progress: Progress::new(SystemTime::now()),
             dirty: Dirty::default(),
+            compiling: None,
             compiled: None,
         }
     }
@@ -83,15 +98,13 @@ impl Compilation {
             state.endpoints = endpoints;
             self.progress
                 .begin(state, &dirty.services, counts, &shared.health);
-            let own = Own {
-                endpoints: state.endpoints.clone(),
-                addresses: state.own_addresses.clone(),
-            };
+            let own = Own::of(state);
             if !objects && self.compiled.as_ref() == Some(&own) {
                 return None;
             }
             // Until it is in the maps.
             self.compiled = None;
+            self.compiling = Some(own);
             let started = Instant::now();
             let desired = self.compiler.compile(state);
             let compiled = Observation::Compiled(started.elapsed());
@@ -114,13 +127,7 @@ impl Compilation {
     ) -> Result<usize> {
         let known: Vec<_> = maps.services.warnings().cloned().collect();
         let dirty = std::mem::take(&mut self.dirty);
-        let (changes, own) = cluster.with(|state| {
-            let own = Own {
-                endpoints: state.endpoints.clone(),
-                addresses: state.own_addresses.clone(),
-            };
-            (maps.services.update(state, &dirty.services), own)
-        });
+        let changes = cluster.with(|state| maps.services.update(state, &dirty.services));
         tell(maps.services.warnings(), &known);
         let mut changes = if maps.is_sound() {
             changes
@@ -134,7 +141,8 @@ impl Compilation {
             maps.desired = desired;
         }
         let written = maps.apply(&changes, true).context("cannot write the maps");
-        self.compiled = written.is_ok().then_some(own);
+        let compiled = self.compiling.take().or_else(|| self.compiled.take());
+        self.compiled = compiled.filter(|_| written.is_ok());
         written?;
         Ok(changes.entries())
     }
@@ -193,5 +201,36 @@ fn tell<'a>(warnings: impl IntoIterator<Item = &'a Warning>, known: &[Warning]) 
         if !known.contains(warning) {
             warn!(object = warning.object, "{}", warning.message);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policy_rests_on_the_nodes_own_object_wherever_it_comes_from() {
+        let mut state = ClusterState {
+            node_name: "a".to_owned(),
+            ..ClusterState::default()
+        };
+        // Deleted after the pass had seen that it was there, so compiled without.
+        let without = Own::of(&state);
+        // The next pass puts it back, and marks nothing.
+        let node = Node {
+            name: "a".to_owned(),
+            pod_cidrs: vec!["10.0.0.0/24".parse().expect("a network")],
+            ..Node::default()
+        };
+        state.nodes.insert(node.name.clone(), node);
+        assert_ne!(Own::of(&state), without, "it is compiled again");
+        // Others' changes are marked by their watch.
+        let with = Own::of(&state);
+        let other = Node {
+            name: "b".to_owned(),
+            ..Node::default()
+        };
+        state.nodes.insert(other.name.clone(), other);
+        assert_eq!(Own::of(&state), with);
     }
 }
