@@ -41,6 +41,7 @@ fn a_client_stays_with_its_server() {
     set_affinity(&scene, "ClientIP", None);
     sticks(&scene);
     stays_within_a_policy(&scene);
+    answered_directly(&scene);
     moves_on(&scene);
     forgets(&scene);
     scene.finish();
@@ -132,6 +133,37 @@ fn stays_within_a_policy(scene: &Scene) {
         }
     }
     sticks(scene);
+}
+
+/// Where the server's node chooses among its servers once more, it chooses the same.
+fn answered_directly(scene: &Scene) {
+    let set = |way: Option<&str>| {
+        let annotations = json!({ "weft.dev/load-balancing-return": way });
+        scene.patch(
+            "web",
+            &json!({ "metadata": { "annotations": annotations } }),
+        );
+    };
+    set(Some("direct"));
+    for family in Family::BOTH {
+        let to = scene.at_node("web", "node2", family, "TCP");
+        let outside = scene.playground.outside().address(family);
+        scene.soon(&format!("servers see {outside} asking {to}"), || {
+            let source = outside.to_string();
+            let more = ["--source", source.as_str()];
+            let counted = scene
+                .playground
+                .count(Place::Outside, "tcp", to, IN_A_ROW, &more)?;
+            ensure!(
+                counted.failed.is_empty() && counted.names().len() == 1,
+                "{counted:?}"
+            );
+            ensure!(counted.clients == [outside].into(), "{counted:?}");
+            Ok(())
+        });
+    }
+    sticks(scene);
+    set(None);
 }
 
 /// A server that goes takes nobody with it.

@@ -230,6 +230,16 @@ fn flows_stay_while_their_server_serves() {
     let mut flows = flows(&scene);
     follow(&scene, &mut flows, "s1");
     flows.extend(connect(&scene, "s1"));
+    let connections = Family::BOTH.map(|family| {
+        let inside = (pod("a"), scene.at_cluster_ip("any", family));
+        let outside = (Place::Outside, scene.at_node("any", "node2", family, "TCP"));
+        [inside, outside].map(|(from, to)| {
+            let target = to.to_string();
+            let args = ["stream", "tcp", &target, "--rate", "20", "--duration", "50"];
+            let stream = scene.playground.spawn_at(from, &args).unwrap();
+            (format!("the connection of {from:?} to {to} stays"), stream)
+        })
+    });
 
     // It ends, and another one takes what is new.
     add(&scene, &server("s2", "node2", "web", "", ""));
@@ -253,6 +263,15 @@ fn flows_stay_while_their_server_serves() {
         scene.expect(host("node2"), "udp", to, &["s2"], None);
         let to = scene.at_node("any", "node2", family, "UDP");
         scene.expect(Place::Outside, "udp", to, &["s2"], None);
+    }
+    for (what, stream) in connections.into_iter().flatten() {
+        let output = stream.stop().unwrap();
+        scene.check(&what, || {
+            let report: Value = serde_json::from_slice(&output.stdout)?;
+            let is_whole = output.status.success() && report["servers"] == json!(["s1"]);
+            ensure!(is_whole, "{report}");
+            Ok(())
+        });
     }
     for flow in flows {
         let what = format!("{} stays", flow.what);
