@@ -51,9 +51,20 @@ spec:
 
 #[test]
 fn rolling_updates_go_unnoticed() {
+    check("rollouts", &[]);
+}
+
+#[test]
+fn rolling_updates_go_unnoticed_with_direct_return() {
+    let flags = ["--load-balancing=maglev", "--load-balancing-return=direct"];
+    check("rolloutsd", &flags);
+}
+
+fn check(name: &str, flags: &[&str]) {
     let plan = Playground::builder()
-        .name("rollouts")
+        .name(name)
         .nodes(2)
+        .agent_flags(flags)
         .families(Families::Dual)
         .load_balancers();
     let objects = [
