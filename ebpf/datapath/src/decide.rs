@@ -26,7 +26,7 @@ use aya_log_ebpf::debug;
 use weft_abi::{
     drop::DropReason,
     event::{POINT_FROM_CONTAINER, POINT_FROM_NETDEV, POINT_TO_CONTAINER},
-    flow::FLOW_OWN_NODE,
+    flow::{FLOW_BACK, FLOW_OWN_NODE},
     ipcache::{KIND_LOCAL_POD, KIND_SERVICE, KIND_WORLD},
 };
 
@@ -188,8 +188,12 @@ pub fn locate<F: Family>(skb: &Skb) -> Result<Action, Drop> {
         && (kind == KIND_SERVICE || (kind == KIND_WORLD && !work.destination.is_endpoint()))
         && services::is_allocated::<F>(work.target, work.asks);
     if work.point == POINT_FROM_NETDEV {
+        // What a client sends directly to a process of the node, from the port from which it also uses
+        // a service of that process, has to be known: else the answers would be taken for the service's.
+        let directly = work.known && work.initiates && work.before.flags & FLOW_BACK != 0;
         let ours = work.service != 0
             || no_port
+            || directly
             || work.destination.is_endpoint()
             || work.destination.kind == KIND_LOCAL_POD;
         if !ours || !check_uplink(skb, &mut work.source)? {

@@ -42,6 +42,10 @@ pub fn packet<const POINT: u8>(skb: &Skb) -> Result<Action, Drop> {
         skb.set_mark(0);
         return Ok(Action::Pass);
     }
+    if POINT == POINT_FROM_NETDEV && !skb.is_for_us() {
+        // The host stack forwards and answers no such frame either.
+        return Ok(Action::Pass);
+    }
     let at_uplink = POINT == POINT_FROM_NETDEV || POINT == POINT_TO_NETDEV;
     let ether_type = skb.ether_type();
     if skb.is_tagged() || (ether_type != V4::ETHER_TYPE && ether_type != V6::ETHER_TYPE) {

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{bpf_fib_lookup, bpf_sock_tuple},
+    bindings::{BPF_TCP_LISTEN, bpf_fib_lookup, bpf_sock_tuple},
     helpers::{
         bpf_fib_lookup as fib_lookup, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
     },
@@ -55,24 +55,62 @@ pub fn held_by_socket<F: Family>(
     protocol: u8,
     socket: &mut bpf_sock_tuple,
 ) -> bool {
+    found::<F>(skb, tuple, protocol, socket) != NONE
+}
+
+/// Whether a socket of the node is connected by `tuple`: what answers that is the socket's, whatever
+/// else its port is good for. `socket` is scratch space.
+#[inline(always)]
+pub fn connected<F: Family>(
+    skb: &Skb,
+    tuple: &Tuple<F::Addr>,
+    protocol: u8,
+    socket: &mut bpf_sock_tuple,
+) -> bool {
+    found::<F>(skb, tuple, protocol, socket) == CONNECTED
+}
+
+/// What [`found`] found.
+const NONE: u8 = 0;
+const UNCONNECTED: u8 = 1;
+const CONNECTED: u8 = 2;
+
+/// What kind of socket would take a packet that answers `tuple`.
+#[inline(always)]
+fn found<F: Family>(
+    skb: &Skb,
+    tuple: &Tuple<F::Addr>,
+    protocol: u8,
+    socket: &mut bpf_sock_tuple,
+) -> u8 {
     let size = F::answering_socket(tuple, socket);
     let context = skb.ctx().as_ptr();
-    let found = match protocol {
-        // The one that also finds a socket that waits out its last connection.
-        // SAFETY: the pointer and size describe `socket`; the reference is released below.
-        protocol::TCP => unsafe {
-            bpf_skc_lookup_tcp(context, &raw mut *socket, size, THIS_NODE, 0)
-        },
-        // SAFETY: as above.
-        protocol::UDP => unsafe {
-            bpf_sk_lookup_udp(context, &raw mut *socket, size, THIS_NODE, 0)
-        },
-        _ => return false,
+    // The two know different types of sockets, which no instruction may have both of: so they are told
+    // by different fields whether they are connected.
+    let (found, connected) = match protocol {
+        protocol::TCP => {
+            // The one that also finds a socket that waits out its last connection.
+            // SAFETY: the pointer and size describe `socket`; the reference is released below.
+            let found =
+                unsafe { bpf_skc_lookup_tcp(context, &raw mut *socket, size, THIS_NODE, 0) };
+            if found.is_null() {
+                return NONE;
+            }
+            // SAFETY: a socket that was just looked up.
+            (found, unsafe { (*found).state } != BPF_TCP_LISTEN)
+        }
+        protocol::UDP => {
+            // SAFETY: as above.
+            let found = unsafe { bpf_sk_lookup_udp(context, &raw mut *socket, size, THIS_NODE, 0) };
+            if found.is_null() {
+                return NONE;
+            }
+            // SAFETY: as above.
+            (found, unsafe { (*found).dst_port } != 0)
+        }
+        _ => return NONE,
     };
-    if found.is_null() {
-        return false;
-    }
     // SAFETY: a socket that was just looked up, and is not used any more.
     let _ = unsafe { bpf_sk_release(found.cast()) };
-    true
+    if connected { CONNECTED } else { UNCONNECTED }
 }

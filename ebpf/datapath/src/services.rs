@@ -85,6 +85,10 @@ pub fn frontend<F: Family>(
     protocol: u8,
     scope: u8,
 ) -> Option<&'static Frontend> {
+    if address == F::ZERO {
+        // That stands for every address of the node, and is none itself.
+        return None;
+    }
     if let Some(frontend) = exact::<F>(address, port, protocol, scope) {
         return Some(frontend);
     }

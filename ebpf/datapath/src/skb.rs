@@ -14,6 +14,9 @@ use weft_abi::drop::DropReason;
 
 use crate::{checksum::Difference, drops::Drop};
 
+/// `PACKET_HOST`.
+const PACKET_HOST: u32 = 0;
+
 /// What the kernel shall do with the packet.
 #[must_use]
 #[repr(u8)]
@@ -81,6 +84,14 @@ impl Skb {
     pub fn ingress_ifindex(&self) -> u32 {
         // SAFETY: as in `ifindex`.
         unsafe { (*self.raw()).ingress_ifindex }
+    }
+
+    /// Whether the frame was sent to this interface alone: not to another host, which the interface
+    /// sees while it is promiscuous, nor to several.
+    #[inline(always)]
+    pub fn is_for_us(&self) -> bool {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.raw()).pkt_type == PACKET_HOST }
     }
 
     /// The EtherType, host order.

@@ -27,8 +27,9 @@ use super::bytes::Mac;
 use super::scene::{NODE, ROUTER, pod_place};
 use super::{FAMILIES, LocalPod, Somewhere as _};
 
-/// The MAC address of the node's uplink.
-pub const UPLINK_MAC: Mac = [2, 0, 0, 0, 0xff, 1];
+/// The MAC address of the node's uplink: that to which [`super::bytes::Packet`]s are sent if nobody says
+/// otherwise.
+pub const UPLINK_MAC: Mac = weft_abi::GATEWAY_MAC;
 /// The MAC address of the router behind it, and of everyone else there.
 pub const ROUTER_MAC: Mac = [2, 0, 0, 0, 0xff, 2];
 /// The uplink's name.

@@ -14,6 +14,7 @@ mod exposed;
 mod fragments;
 mod fuzz;
 mod hostile;
+mod hostile_services;
 mod hostile_uplink;
 mod hostport;
 mod icmp;

@@ -3,6 +3,7 @@
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use weft_abi::{
+    config::Config,
     drop::DropReason,
     flow::{
         FLOW_BACK, FLOW_DIRECT_RETURN, FLOW_FRONT, FLOW_MASQUERADE, FLOW_OWN_NODE, Flow, Side,
@@ -128,6 +129,19 @@ fn number<F: Family>(tuple: &Tuple<F::Addr>, protocol: u8, index: u32) -> u32 {
         .finish()
 }
 
+/// The port that a TCP connection leaves the node with, unless that was taken.
+#[inline(always)]
+pub(super) fn first_port<F: Family>(tuple: &Tuple<F::Addr>, protocol: u8, config: &Config) -> u16 {
+    let number = number::<F>(tuple, protocol, 0);
+    port(config.masquerade_first, config.masquerade_ports, number)
+}
+
+/// The port that a number stands for, out of so many from the first on.
+#[inline(always)]
+fn port(first: u16, ports: u16, number: u32) -> u16 {
+    (u32::from(first) + number % u32::from(ports).max(1)) as u16
+}
+
 /// Claims the other end's view with another source port, if that is free or was this flow's before.
 #[inline(always)]
 pub fn claim_port<F: Family>(skb: &Skb) -> Result<Action, Drop> {
@@ -147,7 +161,7 @@ pub fn claim_port<F: Family>(skb: &Skb) -> Result<Action, Drop> {
         (FIRST_PORT, PORTS)
     };
     let number = number::<F>(&work.packet.tuple, protocol, work.tries);
-    work.real.source_port = (u32::from(first) + number % u32::from(ports).max(1)) as u16;
+    work.real.source_port = port(first, ports, number);
     let (key, from) = flows::key::<F>(&work.real, protocol);
     fill_back(work, from);
     if let Some(old) = flows::lookup::<F>(&key) {

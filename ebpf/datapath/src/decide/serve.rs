@@ -1,6 +1,8 @@
 //! Step 3 for what may go to a service: which backend gets it.
 
-use weft_abi::{drop::DropReason, event::POINT_FROM_NETDEV, service::FRONTEND_DIRECT_RETURN};
+use weft_abi::{
+    drop::DropReason, event::POINT_FROM_NETDEV, ipcache::KIND_HOST, service::FRONTEND_DIRECT_RETURN,
+};
 
 use super::{
     ends::check_uplink,
@@ -8,9 +10,12 @@ use super::{
     work::{Fate, scratch},
 };
 use crate::{
-    config,
+    addresses, config,
     drops::Drop,
     family::Family,
+    flows,
+    packet::{OPENS, protocol},
+    route,
     services::{self, Client},
     skb::{Action, Skb},
 };
@@ -18,8 +23,19 @@ use crate::{
 /// Whether the destination is a service's as the packet sees it, which lets it in.
 #[inline(always)]
 pub fn serve<F: Family>(skb: &Skb) -> Result<Action, Drop> {
-    let work = scratch::<F>()?;
+    let (work, config) = (scratch::<F>()?, config::get()?);
     let tuple = &work.packet.tuple;
+    // Whoever may have a hostPort must not have the overlay with it.
+    let carries_overlay = work.point == POINT_FROM_NETDEV
+        && work.packet.protocol == protocol::UDP
+        && config.overlay_port != 0
+        && tuple.destination_port == config.overlay_port;
+    if carries_overlay
+        && addresses::ipcache::<F>(tuple.destination).is_some_and(|entry| entry.kind == KIND_HOST)
+    {
+        work.fate = Fate::NotOurs;
+        return Ok(Action::Pass);
+    }
     let found = services::frontend::<F>(
         tuple.destination,
         tuple.destination_port,
@@ -37,6 +53,15 @@ pub fn serve<F: Family>(skb: &Skb) -> Result<Action, Drop> {
     if work.point == POINT_FROM_NETDEV && !check_uplink(skb, &mut work.source)? {
         work.fate = Fate::NotOurs;
         return Ok(Action::Pass);
+    }
+    let own = work.point == POINT_FROM_NETDEV && !work.known && !work.packet.has(OPENS);
+    if own {
+        work.outer = flows::reversed(tuple);
+        if route::connected::<F>(skb, &work.outer, work.packet.protocol, &mut work.socket) {
+            // The port is a NodePort by now, but was the node's own before, or a process asked for it.
+            work.fate = Fate::NotOurs;
+            return Ok(Action::Pass);
+        }
     }
     if !services::lets_in::<F>(frontend, tuple.source) {
         return Err(Drop::because(DropReason::SourceRange));

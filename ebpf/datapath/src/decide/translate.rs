@@ -9,7 +9,10 @@ use weft_abi::{
     service::{SCOPE_EXTERNAL, SCOPE_FORWARDED, SCOPE_INTERNAL},
 };
 
-use super::work::{ASKS_NONE, scratch};
+use super::{
+    remember::first_port,
+    work::{ASKS_NONE, scratch},
+};
 use crate::{
     config,
     drops::Drop,
@@ -96,8 +99,9 @@ pub fn translate<F: Family>(_: &Skb) -> Result<Action, Drop> {
     Ok(Action::Pass)
 }
 
-/// How many backends of a service are asked for a connection whose client's view is gone.
-const ASKED: u32 = 32;
+/// How often the backends of a service are asked for a connection whose client's view is gone: 32 of
+/// them twice, for the connection as it is, and as it leaves the node with the node's address.
+const ASKED: u32 = 64;
 
 /// Step 3, for a connection to a service that is under way and unknown: the backend
 /// that has it may still be known by its own view of it. Then the client's is what it was.
@@ -119,14 +123,27 @@ pub fn ask_backend<F: Family>(_: &Skb) -> Result<Action, Drop> {
     let (work, config) = (scratch::<F>()?, config::get()?);
     let tuple = &work.packet.tuple;
     let protocol = work.packet.protocol;
-    work.searches = work.tries < work.frontend.count;
+    let index = work.tries / 2;
+    work.searches = index < work.frontend.count;
     if !work.searches {
         return Ok(Action::Pass);
     }
-    let Some(choice) = services::at::<F>(&work.frontend, work.tries) else {
+    let masquerades = work.tries % 2 != 0;
+    if masquerades && (work.point == POINT_FROM_CONTAINER || protocol != protocol::TCP) {
+        // It keeps its address, or nobody knows what port it had.
+        return Ok(Action::Pass);
+    }
+    let Some(choice) = services::at::<F>(&work.frontend, index) else {
         return Ok(Action::Pass);
     };
     work.outer = as_backend_sees::<F>(tuple, &choice);
+    if masquerades {
+        let Some(address) = F::node_address(config) else {
+            return Ok(Action::Pass);
+        };
+        work.outer.source = address;
+        work.outer.source_port = first_port::<F>(tuple, protocol, config);
+    }
     let (key, client) = flows::key::<F>(&work.outer, protocol);
     if let Some(back) = flows::lookup::<F>(&key)
         && back.flags & FLOW_BACK != 0
