@@ -190,7 +190,10 @@ pub fn locate<F: Family>(skb: &Skb) -> Result<Action, Drop> {
     if work.point == POINT_FROM_NETDEV {
         // What a client sends directly to a process of the node, from the port from which it also uses
         // a service of that process, has to be known: else the answers would be taken for the service's.
-        let directly = work.known && work.initiates && work.before.flags & FLOW_BACK != 0;
+        // So has a connection, after one through the service that is over but not forgotten.
+        let (key, from) = flows::key::<F>(&work.packet.tuple, work.packet.protocol);
+        let directly = flows::lookup::<F>(&key)
+            .is_some_and(|flow| flow.flags & FLOW_BACK != 0 && from == usize::from(flow.initiator));
         let ours = work.service != 0
             || no_port
             || directly
