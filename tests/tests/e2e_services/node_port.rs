@@ -5,9 +5,11 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
-use weft_tests::playground::{Family, Place, Playground, families::NODES};
+use weft_tests::playground::{Families, Family, Place, Playground, Routing, families::NODES};
 
-use crate::scene::{BOTH, NAMESPACE, Scene, TCP, UDP, host, pod, port, server, usual_ports};
+use crate::scene::{
+    BOTH, NAMESPACE, NODE_TCP, NODE_UDP, Scene, TCP, UDP, host, pod, port, server, usual_ports,
+};
 
 /// Who asks, in most checks: of a node with a server, and of one without.
 const EVERYONE: [Place<'_>; 5] = [
@@ -21,18 +23,39 @@ const EVERYONE: [Place<'_>; 5] = [
 fn three_nodes(name: &str) -> Scene {
     Scene::start(
         Playground::builder().name(name).nodes(3),
-        &[
-            server("a", "node1", "web"),
-            server("b", "node2", "web"),
-            server("c", "node1", "client"),
-            server("f", "node3", "client"),
-        ],
+        &three_nodes_pods(),
     )
+}
+
+fn three_nodes_pods() -> [serde_json::Value; 4] {
+    [
+        server("a", "node1", "web"),
+        server("b", "node2", "web"),
+        server("c", "node1", "client"),
+        server("f", "node3", "client"),
+    ]
 }
 
 #[test]
 fn every_node_answers_everybody() {
-    let scene = three_nodes("svcnp");
+    check_every_node(three_nodes("svcnp"));
+}
+
+#[test]
+fn every_node_answers_everybody_in_native_routing() {
+    let plan = Playground::builder().name("svcnpnat").nodes(3);
+    let scene = Scene::start(plan.routing(Routing::Native), &three_nodes_pods());
+    check_every_node(scene);
+}
+
+#[test]
+fn every_node_answers_everybody_with_ipv6_only() {
+    let plan = Playground::builder().name("svcnp6").nodes(3);
+    check_every_node(Scene::start_with(Families::V6, plan, &three_nodes_pods()));
+}
+
+/// Checks who answers whom, and whom it sees.
+fn check_every_node(scene: Scene) {
     let web = json!({ "type": "NodePort", "selector": { "app": "web" }, "ports": usual_ports() });
     scene.create("web", web);
     let both = ["a", "b"];
@@ -196,8 +219,17 @@ fn node_ports_come_and_go_without_a_socket() {
 
 #[test]
 fn backends_in_the_nodes_network_are_served_like_others() {
+    check_host_backends("svcnphost", Routing::Vxlan);
+}
+
+#[test]
+fn backends_in_the_nodes_network_are_served_like_others_in_native_routing() {
+    check_host_backends("svcnphostn", Routing::Native);
+}
+
+fn check_host_backends(name: &str, routing: Routing) {
     let scene = Scene::start(
-        Playground::builder().name("svcnphost").nodes(3),
+        Playground::builder().name(name).nodes(3).routing(routing),
         &[
             server("c", "node1", "client"),
             server("f", "node3", "client"),
@@ -235,6 +267,43 @@ fn backends_in_the_nodes_network_are_served_like_others() {
     check(&["h1"]);
     scene.add_host_pod("h2", "node2", "host");
     check(&["h1", "h2"]);
+    scene.finish();
+}
+
+#[test]
+fn a_backend_is_reached_by_itself_from_ports_that_used_its_service() {
+    let scene = Scene::start(
+        Playground::builder().name("svcdirect").nodes(2),
+        &[server("f", "node2", "client")],
+    );
+    let web = json!({ "type": "NodePort", "selector": { "app": "host" }, "ports": [
+        port("tcp", 80, "TCP", "tcp"),
+        port("udp", 80, "UDP", "udp"),
+    ]});
+    scene.create("web", web);
+    scene.add_host_pod("h1", "node1", "host");
+    for family in scene.families.iter().copied() {
+        for (protocol, own) in [("tcp", NODE_TCP), ("udp", NODE_UDP)] {
+            let number = scene.node_port("web", 80, &protocol.to_uppercase());
+            let by_service = scene.at_node("node1", family, number);
+            let by_itself = scene.at_node("node1", family, own);
+            for from in [pod("f"), host("node2"), Place::Outside] {
+                scene.served(from, protocol, by_service, &["h1"]);
+                for source_port in ["20001", "20002", "20003"] {
+                    let more = ["--source-port", source_port];
+                    for to in [by_service, by_itself] {
+                        let what = format!("{from:?} from {source_port} to {protocol} {to}");
+                        scene.check(&what, || {
+                            let went = scene.playground.connect(from, protocol, to, &more)?;
+                            let answer = went.answer()?;
+                            ensure!(answer.starts_with("h1 "), "{answer}");
+                            Ok(())
+                        });
+                    }
+                }
+            }
+        }
+    }
     scene.finish();
 }
 

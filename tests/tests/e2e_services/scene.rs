@@ -108,7 +108,12 @@ pub struct Scene {
 impl Scene {
     /// Starts a cluster with both families and these pods, and waits until they are ready.
     pub fn start(plan: Builder, pods: &[Value]) -> Self {
-        let playground = plan.families(Families::Dual).start().unwrap();
+        Self::start_with(Families::Dual, plan, pods)
+    }
+
+    /// As [`Scene::start`], with these families.
+    pub fn start_with(families: Families, plan: Builder, pods: &[Value]) -> Self {
+        let playground = plan.families(families).start().unwrap();
         let nodes = playground.nodes().iter().map(|node| &*node.netns);
         for machine in nodes.chain([playground.outside().netns()]) {
             // The checks want more errors in a short time than the kernel sends to one machine.
@@ -118,7 +123,7 @@ impl Scene {
         }
         let scene = Scene {
             playground,
-            families: Families::Dual.each(),
+            families: families.each(),
             failures: RefCell::default(),
         };
         scene.apply(&json!({
