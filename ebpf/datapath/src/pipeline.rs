@@ -24,7 +24,7 @@ use crate::{
     family::{Family, V4, V6},
     flows,
     outcome::Outcome,
-    packet::{ERROR, FIRST, LATER, Packet},
+    packet::{ERROR, FIRST, LATER, Packet, protocol},
     resets,
     rewrite::rewrite,
     services,
@@ -247,14 +247,16 @@ fn leave<F: Family>(skb: &Skb, config: &Config) -> Result<Action, Drop> {
     if addresses::endpoint::<F>(source).is_some() {
         return leave_pod::<F>(skb, config, destination).unpack();
     }
-    if skb.ingress_ifindex() != 0 {
-        // Forwarded for somebody outside. A service's address without a service leads nowhere.
-        return match addresses::ipcache::<F>(destination) {
-            Some(entry) if entry.kind == KIND_SERVICE => {
-                Err(Drop::because(DropReason::UnallocatedAddress))
-            }
-            _ => Ok(Action::Pass),
-        };
+    // What is forwarded for somebody outside, and of the node's own what no socket program sees.
+    let forwarded = skb.ingress_ifindex() != 0;
+    if (forwarded || (protocol != protocol::TCP && protocol != protocol::UDP))
+        && addresses::ipcache::<F>(destination).is_some_and(|entry| entry.kind == KIND_SERVICE)
+    {
+        // A service's address without a service leads nowhere.
+        return Err(Drop::because(DropReason::UnallocatedAddress));
+    }
+    if forwarded {
+        return Ok(Action::Pass);
     }
     if protocol == F::ICMP {
         own_error::<F, POINT_TO_NETDEV>(skb).unpack()

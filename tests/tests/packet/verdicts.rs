@@ -180,6 +180,13 @@ fn an_address_that_no_service_has() {
             assert_eq!(lab.arrive(&sent), Verdict::Pass(sent.to_bytes(), 0));
         }
         assert!(lab.flows().unwrap().is_empty());
+        // Of the node's own, what no program sees in a system call.
+        for payload in [Payload::echo(true, 7), Payload::sctp(40000, 9999, INIT)] {
+            let sent = f.packet(NODE, NOBODYS_VIP, payload.clone());
+            assert_eq!(lab.leave(0, &sent), dropped(DropReason::UnallocatedAddress));
+            let other = f.packet(NODE, ELSEWHERE, payload);
+            assert_eq!(lab.leave(0, &other), Verdict::Pass(other.to_bytes(), 0));
+        }
         if lab.takes_ingress(&WEB) {
             let context = Context {
                 ifindex: lab.uplink(),
