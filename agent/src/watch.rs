@@ -17,6 +17,7 @@
 //! - A kind that older API servers do not have holds nothing up: where there is none, it has no objects.
 
 mod dirty;
+mod guard;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -28,7 +29,6 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{NetworkPolicy, ServiceCIDR};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::core::DeserializeGuard;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Resource};
@@ -42,6 +42,7 @@ use weft_core::model::{ClusterState, ObjectKey, Warning};
 
 pub use self::dirty::Dirty;
 use self::dirty::{Mark, Marker};
+use self::guard::Guard;
 use crate::backoff::Backoff;
 use crate::errors::chain;
 
@@ -146,7 +147,7 @@ impl Cluster {
         let plain = || watcher::Config::default().timeout(timeout);
         tasks.spawn(run(
             self.clone(),
-            Api::<DeserializeGuard<Node>>::all(client.clone()),
+            Api::<Guard<Node>>::all(client.clone()),
             plain(),
             NODES,
         ));
@@ -369,7 +370,7 @@ impl<I, M> Default for Listing<I, M> {
 
 async fn run<K, I, M>(
     cluster: Arc<Cluster>,
-    api: Api<DeserializeGuard<K>>,
+    api: Api<Guard<K>>,
     config: watcher::Config,
     kind: Kind<K, I, M>,
 ) where
@@ -391,7 +392,7 @@ async fn run<K, I, M>(
 async fn follow<K, I, M>(
     cluster: &Cluster,
     kind: Kind<K, I, M>,
-    events: impl Stream<Item = watcher::Result<Event<DeserializeGuard<K>>>>,
+    events: impl Stream<Item = watcher::Result<Event<Guard<K>>>>,
 ) where
     K: Resource<DynamicType = ()>,
     I: Id,
@@ -423,7 +424,7 @@ impl Cluster {
     fn apply<K, I, M>(
         &self,
         kind: Kind<K, I, M>,
-        event: Event<DeserializeGuard<K>>,
+        event: Event<Guard<K>>,
         listing: &mut Listing<I, M>,
     ) where
         K: Resource<DynamicType = ()>,
@@ -566,7 +567,7 @@ impl Inner {
     }
 
     /// The typed form of an object: the last good one if this one cannot be decoded.
-    fn read<K, I, M>(&mut self, kind: Kind<K, I, M>, object: &DeserializeGuard<K>) -> (I, Option<M>)
+    fn read<K, I, M>(&mut self, kind: Kind<K, I, M>, object: &Guard<K>) -> (I, Option<M>)
     where
         K: Resource<DynamicType = ()>,
         I: Id,

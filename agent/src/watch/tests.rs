@@ -6,23 +6,23 @@ use kube::core::Status;
 use kube::core::error_boundary::InvalidObject;
 use serde_json::json;
 
-type Guarded<K = Pod> = watcher::Result<Event<DeserializeGuard<K>>>;
+type Guarded<K = Pod> = watcher::Result<Event<Guard<K>>>;
 
-fn pod(name: &str, node: &str) -> DeserializeGuard<Pod> {
+fn pod(name: &str, node: &str) -> Guard<Pod> {
     let object = json!({
         "metadata": { "name": name, "namespace": "shop" },
         "spec": { "containers": [], "nodeName": node },
     });
-    DeserializeGuard(Ok(serde_json::from_value(object).expect("a pod")))
+    Guard(Ok(serde_json::from_value(object).expect("a pod")))
 }
 
-fn broken(name: &str) -> DeserializeGuard<Pod> {
+fn broken(name: &str) -> Guard<Pod> {
     let metadata = ObjectMeta {
         name: Some(name.to_owned()),
         namespace: Some("shop".to_owned()),
         ..ObjectMeta::default()
     };
-    DeserializeGuard(Err(InvalidObject {
+    Guard(Err(InvalidObject {
         error: "spec: not a map".to_owned(),
         metadata,
     }))
@@ -38,7 +38,7 @@ async fn feed(cluster: &Cluster, events: Vec<Guarded>) {
     follow(cluster, PODS, futures::stream::iter(events)).await;
 }
 
-fn list(pods: Vec<DeserializeGuard<Pod>>) -> Vec<Guarded> {
+fn list(pods: Vec<Guard<Pod>>) -> Vec<Guarded> {
     let pods = pods.into_iter().map(|pod| Ok(Event::InitApply(pod)));
     pods.chain([Ok(Event::InitDone)]).collect()
 }
@@ -119,7 +119,7 @@ async fn a_broken_object_keeps_its_last_good_version() {
 
 #[tokio::test]
 async fn synced_is_when_every_kind_was_listed() {
-    fn empty<K>() -> impl Stream<Item = watcher::Result<Event<DeserializeGuard<K>>>> {
+    fn empty<K>() -> impl Stream<Item = watcher::Result<Event<Guard<K>>>> {
         futures::stream::iter([Ok(Event::InitDone)])
     }
     let cluster = Cluster::new("n1");
@@ -135,7 +135,7 @@ async fn synced_is_when_every_kind_was_listed() {
     assert!(cluster.synced() && cluster.wait_synced().now_or_never().is_some());
 }
 
-fn slice(name: &str, service: &str, ready: bool) -> DeserializeGuard<EndpointSlice> {
+fn slice(name: &str, service: &str, ready: bool) -> Guard<EndpointSlice> {
     let object = json!({
         "metadata": {
             "name": name,
@@ -146,10 +146,10 @@ fn slice(name: &str, service: &str, ready: bool) -> DeserializeGuard<EndpointSli
         "endpoints": [{ "addresses": ["10.0.0.1"], "conditions": { "ready": ready } }],
         "ports": [],
     });
-    DeserializeGuard(Ok(serde_json::from_value(object).expect("a slice")))
+    Guard(Ok(serde_json::from_value(object).expect("a slice")))
 }
 
-fn service(name: &str, port: u16) -> DeserializeGuard<Service> {
+fn service(name: &str, port: u16) -> Guard<Service> {
     let object = json!({
         "metadata": { "name": name, "namespace": "shop" },
         "spec": {
@@ -158,7 +158,7 @@ fn service(name: &str, port: u16) -> DeserializeGuard<Service> {
             "ports": [{ "port": port, "protocol": "TCP" }],
         },
     });
-    DeserializeGuard(Ok(serde_json::from_value(object).expect("a service")))
+    Guard(Ok(serde_json::from_value(object).expect("a service")))
 }
 
 #[tokio::test]
@@ -246,7 +246,7 @@ async fn a_kind_that_the_api_does_not_have_has_no_objects() {
             "metadata": { "name": "kubernetes" },
             "spec": { "cidrs": ["10.96.0.0/12"] },
         });
-        let range = DeserializeGuard(Ok(serde_json::from_value(range).expect("a range")));
+        let range = Guard(Ok(serde_json::from_value(range).expect("a range")));
         let list = vec![Ok(Event::InitApply(range)), Ok(Event::InitDone)];
         let status = feed(&cluster, list).await;
         assert!(changed(&cluster) && cluster.take_dirty().has("servicecidrs"));
