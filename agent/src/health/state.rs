@@ -56,8 +56,8 @@ pub enum Observation {
         /// How long it took.
         took: Duration,
     },
-    /// The cluster was compiled.
-    Compiled(Duration),
+    /// What a concern's maps should hold was compiled.
+    Compiled(Concern, Duration),
     /// What the maps of a concern were told is in them.
     Written(Concern, Duration),
     /// What happened to an endpoint then is in the maps now.
@@ -165,7 +165,7 @@ impl ProxyHealth {
                 let kind = if full { Sync::Full } else { Sync::Partial };
                 metrics.synced(kind, took);
             }
-            Observation::Compiled(took) => metrics.compiled(took),
+            Observation::Compiled(concern, took) => metrics.compiled(concern, took),
             Observation::Written(concern, took) => metrics.written(concern, took),
             Observation::Programmed(family, since) => {
                 // Clocks of nodes differ: what seems to come from the future took no time.

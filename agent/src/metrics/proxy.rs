@@ -117,7 +117,7 @@ pub struct ProxyMetrics {
     no_local_endpoints: Metrics<Labels<2>, Gauge>,
     healthz: Metrics<Labels<1>, Counter>,
     livez: Metrics<Labels<1>, Counter>,
-    compile: Histogram,
+    compile: Histograms,
     write: Histograms,
 }
 
@@ -136,7 +136,7 @@ impl Default for ProxyMetrics {
             no_local_endpoints: Metrics::default(),
             healthz: Metrics::default(),
             livez: Metrics::default(),
-            compile: Buckets::Part.new_metric(),
+            compile: histograms(Buckets::Part),
             write: histograms(Buckets::Part),
         }
     }
@@ -148,7 +148,7 @@ impl ProxyMetrics {
         let own = registry.sub_registry_with_prefix("weft");
         own.register(
             "compile_duration_seconds",
-            "How long it took to compile the cluster",
+            "How long it took to compile what changed of the cluster, by what it decides",
             self.compile.clone(),
         );
         own.register(
@@ -250,18 +250,12 @@ impl ProxyMetrics {
         }
     }
 
-    pub(crate) fn compiled(&self, took: Duration) {
-        self.compile.observe(took.as_secs_f64());
+    pub(crate) fn compiled(&self, concern: Concern, took: Duration) {
+        observe(&self.compile, concern, took);
     }
 
     pub(crate) fn written(&self, concern: Concern, took: Duration) {
-        let concern = match concern {
-            Concern::Services => "services",
-            Concern::Policy => "policy",
-            Concern::Limits => "limits",
-        };
-        let histogram = self.write.get_or_create(&[("concern", concern)]);
-        histogram.observe(took.as_secs_f64());
+        observe(&self.write, concern, took);
     }
 
     pub(crate) fn programmed(&self, family: Family, took: Duration) {
@@ -290,6 +284,16 @@ impl ProxyMetrics {
         };
         answers.get_or_create(&[("code", code)]).inc();
     }
+}
+
+fn observe(histograms: &Histograms, concern: Concern, took: Duration) {
+    let concern = match concern {
+        Concern::Services => "services",
+        Concern::Policy => "policy",
+        Concern::Limits => "limits",
+    };
+    let histogram = histograms.get_or_create(&[("concern", concern)]);
+    histogram.observe(took.as_secs_f64());
 }
 
 const fn of(family: Family) -> Labels<1> {
@@ -323,7 +327,7 @@ mod tests {
         metrics.services.set(5, 3);
         metrics.services.set(7, 7);
         metrics.endpoints.set(9, 8);
-        metrics.compiled(second);
+        metrics.compiled(Concern::Services, second);
         metrics.written(Concern::Policy, second);
         let text = text::classic(&registry).expect("encodes");
         for line in [
@@ -344,7 +348,7 @@ mod tests {
             r#"kubeproxy_sync_proxy_rules_endpoint_changes_total{ip_family="IPv4"} 9"#,
             r#"kubeproxy_sync_proxy_rules_endpoint_changes_pending{ip_family="IPv6"} 1"#,
             "# TYPE kubeproxy_proxy_healthz_total counter",
-            "weft_compile_duration_seconds_count 1",
+            r#"weft_compile_duration_seconds_count{concern="services"} 1"#,
             r#"weft_write_duration_seconds_count{concern="policy"} 1"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");

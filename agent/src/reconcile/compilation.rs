@@ -17,7 +17,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::maps::Maps;
 use super::policy;
@@ -42,6 +42,8 @@ pub struct Compilation {
     compiling: Option<Own>,
     /// What it was compiled of; `None`: that is not in the maps.
     compiled: Option<Own>,
+    /// How long services took to compile, until that is told.
+    took: Option<Duration>,
 }
 
 /// What policy rests on, besides the API's objects. This node's is among that: while the API has none,
@@ -77,6 +79,7 @@ impl Compilation {
             dirty: Dirty::default(),
             compiling: None,
             compiled: None,
+            took: None,
         }
     }
 
@@ -107,7 +110,7 @@ impl Compilation {
             self.compiling = Some(own);
             let started = Instant::now();
             let desired = self.compiler.compile(state);
-            let compiled = Observation::Compiled(started.elapsed());
+            let compiled = Observation::Compiled(Concern::Policy, started.elapsed());
             shared.health.observe(compiled);
             Some(desired)
         })
@@ -127,7 +130,9 @@ impl Compilation {
     ) -> Result<usize> {
         let known: Vec<_> = maps.services.warnings().cloned().collect();
         let dirty = std::mem::take(&mut self.dirty);
+        let started = Instant::now();
         let changes = cluster.with(|state| maps.services.update(state, &dirty.services));
+        self.took = Some(started.elapsed());
         tell(maps.services.warnings(), &known);
         let mut changes = if maps.is_sound() {
             changes
@@ -150,6 +155,10 @@ impl Compilation {
     /// Tells what became of the last writes; whether all that was compiled of services is in the maps.
     /// Policy that finds no room is no reason for load balancers to leave the node.
     pub fn tell(&mut self, shared: &Shared, compiled: bool, written: bool) -> bool {
+        if let Some(took) = self.took.take() {
+            let compiled = Observation::Compiled(Concern::Services, took);
+            shared.health.observe(compiled);
+        }
         let outcome = shared.maps().tables.take_outcome();
         let Some(outcome) = outcome else {
             return false;
