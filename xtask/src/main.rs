@@ -25,7 +25,7 @@ enum Task {
     Test(PassedOn),
     /// Run the demonstration cluster (as root): `--keep` leaves it, `--clean` removes it.
     Demo(PassedOn),
-    /// Run a benchmark (as root): `bench datapath` or `bench cni`.
+    /// Run a benchmark (as root): `bench datapath`, `bench cni` or `bench services`.
     Bench(PassedOn),
     /// Load the datapath and run packet tests, one of each concept, on other kernels under QEMU.
     Vm(VmArgs),

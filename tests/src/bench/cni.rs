@@ -16,6 +16,7 @@ use kube::api::PostParams;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::statistics::Times;
 use crate::interrupt::Interrupt;
 use crate::netns::Netns;
 use crate::playground::cni::{Attachment, Network, Runtime, kubernetes_args};
@@ -61,24 +62,11 @@ impl Drop for Sandbox {
 }
 
 /// The runtime of a node.
-struct Node<'a> {
+pub struct Node<'a> {
     playground: &'a Playground,
     netns: &'a Netns,
     runtime: Runtime,
     network: Network,
-}
-
-/// What something took, each time, in order.
-#[derive(Serialize)]
-struct Times {
-    what: String,
-    count: usize,
-    #[serde(serialize_with = "milliseconds")]
-    p50: Duration,
-    #[serde(serialize_with = "milliseconds")]
-    p99: Duration,
-    #[serde(serialize_with = "milliseconds")]
-    most: Duration,
 }
 
 #[derive(Serialize)]
@@ -109,18 +97,7 @@ pub fn cni(options: &Cni) -> Result<()> {
 }
 
 fn measure(playground: &Playground, options: &Cni, interrupt: &Interrupt) -> Result<Report> {
-    let node = playground.node(NODE)?;
-    let runtime = node.cni();
-    let network = runtime
-        .network()?
-        .context("the agent installed no network")?;
-    let node = Node {
-        playground,
-        netns: &node.netns,
-        runtime,
-        network,
-    };
-
+    let node = Node::of(playground, NODE)?;
     super::progress(&format!("attaching {} pods that stay", options.pods));
     let stay = node.sandboxes("stay", options.pods)?;
     for sandbox in &stay {
@@ -129,15 +106,7 @@ fn measure(playground: &Playground, options: &Cni, interrupt: &Interrupt) -> Res
     }
 
     super::progress(&format!("{} pods, one after the other", options.alone));
-    let (mut adds, mut dels) = (Vec::new(), Vec::new());
-    for number in 0..options.alone {
-        interrupt.check()?;
-        let sandbox = node.sandbox(&format!("alone{number}"))?;
-        let (result, time) = node.add(&sandbox)?;
-        adds.push(time);
-        dels.push(node.del(&sandbox, &result)?);
-    }
-    let mut times = vec![Times::of("ADD, alone", adds), Times::of("DEL, alone", dels)];
+    let mut times = node.alone(options.alone, interrupt)?.to_vec();
 
     let (mut adds, mut dels) = (Vec::new(), Vec::new());
     let (mut all_adds, mut all_dels) = (Vec::new(), Vec::new());
@@ -189,7 +158,43 @@ fn at_the_same_time<T: Sync, R: Send>(
     })
 }
 
-impl Node<'_> {
+impl<'a> Node<'a> {
+    /// The node of this name, whose agent serves.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or its agent installed no network.
+    pub fn of(playground: &'a Playground, name: &str) -> Result<Self> {
+        let node = playground.node(name)?;
+        let runtime = node.cni();
+        let network = runtime
+            .network()?
+            .context("the agent installed no network")?;
+        Ok(Node {
+            playground,
+            netns: &node.netns,
+            runtime,
+            network,
+        })
+    }
+
+    /// Attaches and detaches pods, one after the other: what each ADD and each DEL takes.
+    ///
+    /// # Errors
+    ///
+    /// When one of them fails.
+    pub fn alone(&self, count: u32, interrupt: &Interrupt) -> Result<[Times; 2]> {
+        let (mut adds, mut dels) = (Vec::new(), Vec::new());
+        for number in 0..count {
+            interrupt.check()?;
+            let sandbox = self.sandbox(&format!("alone{number}"))?;
+            let (result, time) = self.add(&sandbox)?;
+            adds.push(time);
+            dels.push(self.del(&sandbox, &result)?);
+        }
+        Ok([Times::of("ADD, alone", adds), Times::of("DEL, alone", dels)])
+    }
+
     fn sandboxes(&self, prefix: &str, count: u32) -> Result<Vec<Sandbox>> {
         (0..count)
             .map(|number| self.sandbox(&format!("{prefix}{number}")))
@@ -240,65 +245,10 @@ impl Node<'_> {
     }
 }
 
-impl Times {
-    /// Of at least one time.
-    fn of(what: impl Into<String>, mut times: Vec<Duration>) -> Self {
-        times.sort();
-        Times {
-            what: what.into(),
-            count: times.len(),
-            p50: percentile(&times, 50),
-            p99: percentile(&times, 99),
-            most: percentile(&times, 100),
-        }
-    }
-}
-
-/// The smallest value that so many in a hundred do not exceed.
-fn percentile(sorted: &[Duration], percent: usize) -> Duration {
-    let rank = (sorted.len() * percent).div_ceil(100);
-    sorted
-        .get(rank.saturating_sub(1))
-        .copied()
-        .unwrap_or_default()
-}
-
-fn milliseconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64(time.as_secs_f64() * 1000.0)
-}
-
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "CNI on a node with {} pods, in milliseconds", self.pods)?;
-        writeln!(
-            f,
-            "{:24} {:>6} {:>9} {:>9} {:>9}",
-            "", "count", "p50", "p99", "most"
-        )?;
-        for Times {
-            what,
-            count,
-            p50,
-            p99,
-            most,
-        } in &self.times
-        {
-            let [p50, p99, most] = [p50, p99, most].map(|time| time.as_secs_f64() * 1000.0);
-            writeln!(f, "{what:24} {count:>6} {p50:>9.1} {p99:>9.1} {most:>9.1}")?;
-        }
+        Times::write_table(&self.times, f)?;
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn percentiles_are_values_that_were_measured() {
-        let times: Vec<Duration> = (1..=200).map(Duration::from_millis).collect();
-        let at = |percent| percentile(&times, percent).as_millis();
-        assert_eq!([at(50), at(99), at(100)], [100, 198, 200]);
-        assert_eq!(percentile(&times[..1], 50), times[0]);
     }
 }

@@ -4,6 +4,9 @@
 //!   playground of two nodes ─┬─ rates: Weft and bare namespaces in alternating runs   (load, bare)
 //!                            └─ programs: runs and nanoseconds, by kernel statistics  (programs)
 //!   packet lab ───────────────── packets: nanoseconds and lookups, by test runs       (packets)
+//!
+//!   playground of one node ──┬─ cni: how long pods wait for their network             (cni)
+//!                            └─ services: very many of them, from the API to the maps (services)
 //! ```
 //!
 //! Nothing here judges a time: figures depend on the machine and are printed, beside what another
@@ -17,6 +20,7 @@ mod packets;
 mod programs;
 pub mod reference;
 mod report;
+pub mod services;
 mod statistics;
 
 use std::collections::BTreeMap;

@@ -19,12 +19,15 @@ enum Benchmark {
     Datapath(bench::Datapath),
     /// How long a pod waits for its network: ADD and DEL, alone and many at once.
     Cni(bench::cni::Cni),
+    /// How soon very many services are in the maps, and one change of them.
+    Services(bench::services::Services),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().benchmark {
         Benchmark::Datapath(options) => bench::datapath(&options),
         Benchmark::Cni(options) => bench::cni::cni(&options),
+        Benchmark::Services(options) => bench::services::services(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

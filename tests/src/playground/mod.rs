@@ -370,7 +370,7 @@ impl Playground {
             .with_context(|| format!("no node {name}"))
     }
 
-    fn node_mut(&mut self, name: &str) -> Result<&mut Node> {
+    pub(crate) fn node_mut(&mut self, name: &str) -> Result<&mut Node> {
         let found = self.nodes.iter_mut().find(|node| node.name == name);
         found.with_context(|| format!("no node {name}"))
     }
