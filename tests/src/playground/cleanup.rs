@@ -68,6 +68,8 @@ pub fn is_id(text: &str) -> bool {
 /// When a running playground has it.
 pub fn claim(id: &str) -> Result<Claim> {
     let dir = dir(id);
+    // Between its making and its lock it looks like an abandoned one.
+    let _registry = registry()?;
     fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
     match lock(id)? {
         Some(mut lock) => {
@@ -81,13 +83,39 @@ pub fn claim(id: &str) -> Result<Claim> {
 
 /// Removes what crashed playgrounds left behind. Those in use are not touched.
 pub fn remove_abandoned() -> Result<()> {
-    for id in ids()? {
-        // The lock is held while removing: another process may be at it as well.
-        if let Some(_lock) = lock(&id)? {
-            remove(&id).with_context(|| format!("removing the abandoned playground {id}"))?;
+    let mut abandoned = Vec::new();
+    {
+        let _registry = registry()?;
+        for id in ids()? {
+            abandoned.extend(lock(&id)?.map(|lock| (id, lock)));
         }
     }
+    // The locks are held while removing: another process may be at it as well.
+    for (id, _lock) in abandoned {
+        remove(&id).with_context(|| format!("removing the abandoned playground {id}"))?;
+    }
     Ok(())
+}
+
+/// The lock of all playgrounds: who makes one, or looks which are abandoned, has it for that moment.
+fn registry() -> Result<Flock<File>> {
+    loop {
+        fs::create_dir_all(DIR).with_context(|| format!("making {DIR}"))?;
+        let all = match File::open(DIR) {
+            Ok(all) => all,
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(error).with_context(|| format!("opening {DIR}")),
+        };
+        let lock = match Flock::lock(all, FlockArg::LockExclusive) {
+            Ok(lock) => lock,
+            Err((_, Errno::EINTR)) => continue,
+            Err((_, error)) => return Err(error).with_context(|| format!("locking {DIR}")),
+        };
+        // It may have been removed between opening and locking.
+        if same_file(&lock, Path::new(DIR))? {
+            return Ok(lock);
+        }
+    }
 }
 
 /// Removes a playground, also one in use: its owner is asked to end first.
