@@ -1,7 +1,7 @@
 //! An object of the API that perhaps cannot be decoded, whose name is known in any case.
 //!
-//! What [`kube::core::DeserializeGuard`] is, in half the time and memory: that one copies every
-//! object before it decodes it, and a large cluster's endpoint slices are tens of megabytes.
+//! What [`kube::core::DeserializeGuard`] is, without its copy of every object: a large cluster's
+//! endpoint slices are tens of megabytes.
 
 use std::borrow::Cow;
 
